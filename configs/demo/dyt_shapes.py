@@ -1,0 +1,33 @@
+"""Stage 2 of the demo: Dynamic Tuning (DyT) on the frozen base of stage 1, light UPerNet; no number in the paper.
+
+python tools/train.py configs/demo/dyt_shapes.py --work-dir work_dirs/demo/dyt
+"""
+
+_base_ = [
+    '../_base_/models/demo_vit.py',
+    '../_base_/models/dyt_upernet_vitb.py',
+    '../_base_/datasets/demo_shapes_seg.py',
+    '../_base_/schedules/adamw_160k.py',
+    '../_base_/runtime/mmseg.py',
+]
+
+width, classes = _base_.arch.embed_dims, len(_base_.metainfo.classes)
+norm_cfg = dict(type='BN', requires_grad=True)
+head = dict(channels=32, num_classes=classes, norm_cfg=norm_cfg)
+checkpoint = '{{$MMDYT_DEMO:work_dirs/demo}}/pretrain/epoch_6.pth'
+model = dict(
+    data_preprocessor=dict(size=_base_.crop_size),
+    backbone=dict(
+        arch=dict(_delete_=True, **_base_.arch), img_size=_base_.crop_size, patch_size=8, out_indices=(1, 2, 3, 5),
+        drop_path_rate=0.0, adapter=dict(bottleneck=16), init_cfg=dict(checkpoint=checkpoint)),
+    neck=dict(embed_dim=width, rescales=[2, 1, 0.5, 0.25], norm_cfg=norm_cfg),
+    decode_head=dict(in_channels=[width] * 4, pool_scales=(1, 2, 3), **head),
+    auxiliary_head=dict(in_channels=width, **head),
+    test_cfg=dict(_delete_=True, mode='whole'))
+
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=400),
+]
+train_cfg = dict(max_iters=400, val_interval=400)
+default_hooks = dict(checkpoint=dict(interval=400))

@@ -1,0 +1,28 @@
+"""Stage 1 of the demo: pre-train a small plain ViT to tell apart 20 textured shapes; no number in the paper.
+
+python tools/train.py configs/demo/pretrain_shapes.py --work-dir work_dirs/demo/pretrain
+"""
+
+_base_ = [
+    '../_base_/models/demo_vit.py',
+    '../_base_/datasets/demo_shapes_cls.py',
+    '../_base_/runtime/mmpretrain.py',
+]
+
+model = dict(
+    type='ImageClassifier',
+    data_preprocessor=dict(
+        num_classes=_base_.num_classes, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True),
+    backbone=dict(type='VisionTransformer', arch=_base_.arch, img_size=48, patch_size=8),
+    head=dict(
+        type='VisionTransformerClsHead', num_classes=_base_.num_classes, in_channels=_base_.arch.embed_dims))
+
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-3, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', begin=1, end=6, eta_min=1e-5, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=6)
+val_cfg = dict()
+test_cfg = dict()
+default_hooks = dict(checkpoint=dict(interval=6))

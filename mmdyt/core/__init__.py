@@ -1,0 +1,1 @@
+"""The method, on torch alone: readable without knowing OpenMMLab."""

@@ -1,0 +1,142 @@
+"""A frozen residual branch, dispatched: the seam between Dynamic Tuning and any Vision Transformer."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .dispatcher import Dispatch
+from .executors import EXECUTORS, Branch, masked
+
+
+class DynamicBranch(nn.Module):
+    """Adapter on every token, heavy branch on the active ones; owns nothing of the ViT.
+
+    Source: Dynamic Tuning (arXiv 2403.11808), eqs. (2) and (6). The adapter and the dispatcher read the raw input of
+    the residual branch, before its norm.  # paper silent: pre- or post-norm input; as in the official code.
+
+    Args:
+        adapter: Maps (B, N, C) to its update (B, N, C).
+        dispatcher: Maps (B, N, C) to a :class:`~mmdyt.core.dispatcher.Dispatch`.
+        inference: Executor of inference, ``'packed'`` (skips) or ``'masked'`` (computes all, for comparison).
+            Training, and eval with gradients enabled (saliency maps), always use ``'masked'``: packed writes in place.
+
+    Shape:
+        x (B, N, C) -> (B, N, C).
+
+    Raises:
+        ValueError: If ``inference`` is unknown.
+    """
+
+    def __init__(self, adapter: nn.Module, dispatcher: nn.Module, inference: str = 'packed'):
+        super().__init__()
+        if inference not in EXECUTORS:
+            raise ValueError(f'inference must be one of {sorted(EXECUTORS)}, got {inference!r}.')
+        self.adapter = adapter
+        self.dispatcher = dispatcher
+        self.inference = inference
+        self.complete = False
+        self._records: list[DispatchRecord] = []
+
+    def reset_parameters(self) -> None:
+        """Draw adapter and dispatcher anew."""
+        self.adapter.reset_parameters()
+        self.dispatcher.reset_parameters()
+
+    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+        """Add the adapter's and the branch's update to the tokens.
+
+        Args:
+            x: Tokens, (B, N, C).
+            branch: The frozen branch incl. its norm, without its residual connection.
+        """
+        out = x + self.adapter(x)  # eq. (6): X + Adapter(X)
+        if self.complete:
+            self._record(self._all_active(x))
+            return out + branch(x)
+        dispatch = self.dispatcher(x)  # eqs. (3), (4)
+        self._record(dispatch)
+        execute = masked if self.training or torch.is_grad_enabled() else EXECUTORS[self.inference]
+        return execute(branch, x, out, dispatch.mask)  # eqs. (2), (5)
+
+    def _all_active(self, x: Tensor) -> Dispatch:
+        """The dispatch of the complete model; takes no memory."""
+        mask = x.new_ones(()).expand(*x.shape[:2], 1)
+        return Dispatch(mask, None, self.dispatcher.num_prefix_tokens)
+
+    def _record(self, dispatch: Dispatch) -> None:
+        for record in self._records:
+            record.add(self, dispatch)
+
+
+class DispatchRecord:
+    """What the dispatchers of a model decided, branch by branch, in the order in which they ran.
+
+    Attributes:
+        names: Module name of each dispatched branch, in network order, e.g. ``backbone.layers.0.dynamic.mlp``.
+        dispatches: ``dispatches[name]`` lists one :class:`~mmdyt.core.dispatcher.Dispatch` per forward pass since
+            the last :meth:`clear`.
+    """
+
+    def __init__(self, branches: dict[str, DynamicBranch]):
+        self._name_of = {branch: name for name, branch in branches.items()}
+        self.names = list(branches)
+        self.dispatches: dict[str, list[Dispatch]] = {name: [] for name in branches}
+
+    def add(self, branch: DynamicBranch, dispatch: Dispatch) -> None:
+        """Append what ``branch`` decided in one forward pass."""
+        self.dispatches[self._name_of[branch]].append(dispatch)
+
+    def clear(self) -> None:
+        """Forget what was recorded; long evaluations call it after each batch."""
+        for passes in self.dispatches.values():
+            passes.clear()
+
+    def flat(self) -> list[Dispatch]:
+        """All dispatches, network order first, then order of the forward passes."""
+        return [dispatch for passes in self.dispatches.values() for dispatch in passes]
+
+
+def dynamic_branches(model: nn.Module) -> dict[str, DynamicBranch]:
+    """All dispatched branches of a model by module name, in network order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, DynamicBranch)}
+
+
+@contextmanager
+def complete_model(model: nn.Module) -> Iterator[None]:
+    """Within the context every token of ``model`` runs every branch: the complete model of the paper.
+
+    Nests, and restores the former state when an error leaves the context.
+    """
+    branches = list(dynamic_branches(model).values())
+    before = [branch.complete for branch in branches]
+    try:
+        for branch in branches:
+            branch.complete = True
+        yield
+    finally:
+        for branch, complete in zip(branches, before, strict=True):
+            branch.complete = complete
+
+
+@contextmanager
+def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
+    """Record masks and logits of every dispatched branch of ``model`` within the context.
+
+    The only way to read a decision: backbones return what their host expects. Nests; recorded training masks keep
+    their gradient.
+
+    Yields:
+        A :class:`DispatchRecord`, filled as the model runs.
+    """
+    branches = dynamic_branches(model)
+    record = DispatchRecord(branches)
+    for branch in branches.values():
+        branch._records.append(record)
+    try:
+        yield record
+    finally:
+        for branch in branches.values():
+            branch._records.remove(record)

@@ -1,0 +1,129 @@
+"""The token dispatcher: which tokens run the heavy branch. B images, N tokens incl. P prefix tokens, C width."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Dispatch(NamedTuple):
+    """What a dispatcher decided for one batch of tokens.
+
+    Attributes:
+        mask: (B, N, 1), exactly 0 or 1; its gradient is that of the soft score (straight-through). Prefix
+            tokens are always 1.
+        logits: (B, N - P, 1) in fp32, before noise and temperature; None where no dispatcher ran.
+        num_prefix_tokens: P, the leading tokens (CLS, registers) that are always active.
+    """
+
+    mask: Tensor
+    logits: Tensor | None
+    num_prefix_tokens: int
+
+    @property
+    def patch_mask(self) -> Tensor:
+        """(B, N - P, 1): the mask of the patch tokens, the ones that rates are counted on."""
+        return self.mask[:, self.num_prefix_tokens :]
+
+
+def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:
+    """Noisy soft score of each token, eq. (4): ``sigmoid((logits + G1 - G2) / tau)``.
+
+    The noise is drawn in the dtype of ``logits``, which must be fp32 or wider: in half precision the tails of the
+    Gumbel distribution are lost. ``P(score > 0.5) = sigmoid(logits)`` for every ``tau``.
+
+    Args:
+        logits: Any shape.
+        tau: Gumbel temperature, > 0.
+
+    Shape:
+        Same as ``logits``.
+    """
+    gumbel = -torch.empty_like(logits).exponential_().log()
+    gumbel2 = -torch.empty_like(logits).exponential_().log()
+    return torch.sigmoid((logits + gumbel - gumbel2) / tau)  # eq. (4)
+
+
+def straight_through(score: Tensor) -> Tensor:
+    """Hard mask ``score > 0.5`` with the gradient of ``score``, eq. (5).
+
+    ``score - score.detach()`` is exactly zero, so the mask is exactly 0 or 1; the usual order
+    ``hard - score.detach() + score`` is off by rounding.
+
+    Shape:
+        Same as ``score``.
+    """
+    hard = (score > 0.5).to(score.dtype)
+    return hard + (score - score.detach())
+
+
+def hard_mask(logits: Tensor) -> Tensor:
+    """Noise-free mask of inference, eq. (3): ``logit > 0``, which is ``sigmoid(logit) > 0.5`` without its rounding.
+
+    Shape:
+        Same as ``logits``.
+    """
+    return (logits > 0).to(logits.dtype)
+
+
+class TokenDispatcher(nn.Module):
+    """One linear score per patch token; prefix tokens are always active.
+
+    Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > 0``, which is
+    ``sigmoid(logit) > 0.5`` without the rounding of the sigmoid. The score is computed in fp32 under any autocast.
+    Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to (5).
+
+    Args:
+        dim: Token width C.
+        num_prefix_tokens: P, leading tokens (CLS, registers) that are always active.
+        tau: Gumbel temperature of training, > 0. The paper uses 5.
+
+    Shape:
+        (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, dim: int, num_prefix_tokens: int = 1, tau: float = 5.0):
+        super().__init__()
+        if dim < 1:
+            raise ValueError(f'dim must be at least 1, got {dim}.')
+        if num_prefix_tokens < 0:
+            raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens}.')
+        if not 0 < tau < float('inf'):
+            raise ValueError(f'tau must be a positive number, got {tau}.')
+        self.num_prefix_tokens = num_prefix_tokens
+        self.tau = tau
+        self.gate = nn.Linear(dim, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal (std 0.02) weight, zero bias: about half of the tokens start active."""
+        nn.init.trunc_normal_(self.gate.weight, std=0.02)
+        nn.init.zeros_(self.gate.bias)
+
+    def score(self, x: Tensor) -> Tensor:
+        """Logits (B, N - P, 1) of the patch tokens of ``x`` (B, N, C), in fp32 (fp64 stays fp64)."""
+        patches = x[:, self.num_prefix_tokens :]
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(patches.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
+
+    def forward(self, x: Tensor) -> Dispatch:
+        """Decide for every token of ``x`` whether it runs the branch."""
+        logits = self.score(x)
+        noisy = self.training
+        mask = straight_through(gumbel_sigmoid(logits, self.tau)) if noisy else hard_mask(logits)  # eqs. (3) to (5)
+        mask = F.pad(mask, (0, 0, self.num_prefix_tokens, 0), value=1.0)  # CLS always active
+        return Dispatch(mask, logits, self.num_prefix_tokens)
+
+    def macs_per_token(self) -> int:
+        """Multiply-adds per patch token: C."""
+        return self.gate.weight.numel()
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(model)``."""
+        return f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}'

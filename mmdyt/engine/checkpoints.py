@@ -1,0 +1,97 @@
+"""Does a checkpoint exist, load safely and fit the model?"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from mmengine.runner import CheckpointLoader
+
+
+def check_exists(name: str, path: str) -> None:
+    """Refuse a local checkpoint file that does not exist; addresses are left to the loader."""
+    if '://' not in path and not Path(path).expanduser().is_file():
+        raise FileNotFoundError(
+            f'{name} must name an existing file, got {path}. Weights of timm are converted by '
+            'tools/convert_timm_vit.py.'
+        )
+
+
+def pretrained_cfgs(node, where: str) -> Iterator[tuple[str, dict]]:
+    """All ``init_cfg`` of type Pretrained in a model config, with their places."""
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key == 'init_cfg':
+            for init_cfg in value if isinstance(value, list) else [value]:
+                if init_cfg and init_cfg.get('type') == 'Pretrained':
+                    yield f'{where}.init_cfg', init_cfg
+        else:
+            yield from pretrained_cfgs(value, f'{where}.{key}')
+
+
+def read_tensors(path: str, prefix: str = '') -> dict[str, torch.Tensor]:
+    """The state dict of a checkpoint on the CPU, or the part of it below ``prefix``, without it.
+
+    Raises:
+        ValueError: If the file is no checkpoint that loads with torch's safety on, or has nothing below ``prefix``.
+    """
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f'checkpoint must be a file of tensors that torch loads safely, got {path}: {reason}'
+        ) from error
+    tensors = checkpoint.get('state_dict', checkpoint)
+    prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
+    tensors = {re.sub(r'^module\.', '', name): tensor for name, tensor in tensors.items()}
+    tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if not tensors:
+        raise ValueError(f'checkpoint must hold tensors named {prefix!r}..., got none in {path}.')
+    return tensors
+
+
+def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, exact: bool) -> None:
+    """Refuse a checkpoint that would leave a part of the model at random, or belongs to another model.
+
+    Args:
+        model: What will load it; it is loaded into, so that position embeddings are resized as they will be.
+        tensors: From :func:`read_tensors`.
+        path: Named in the message.
+        exact: Test and resume need every tensor. Otherwise the checkpoint is a pre-trained base: adapters,
+            dispatchers, necks and heads may be missing, and heads and final norms left over.
+
+    Raises:
+        ValueError: Naming how many tensors are missing or unexpected or of another shape, and the first.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    errors: list[str] = []
+    missing, unexpected = _load(model, dict(tensors), errors)
+    if not exact:
+        backbone = 'backbone.' if hasattr(model, 'backbone') else ''
+        missing = [n for n in missing if n.startswith(backbone) and not re.search(r'(^|\.)(dynamic|ln2)\.', n)]
+        final = rf'^{re.escape(backbone)}(ln[12]\.|cls_token)'
+        unexpected = [n for n in unexpected if n.startswith(backbone) and not re.search(final, n)]
+        errors = [e for e in errors if e.startswith(backbone)]
+    problems = [(missing, 'missing'), (unexpected, 'unexpected'), (errors, 'of another shape')]
+    found = [f'{len(names)} {what}, first {names[0]}' for names, what in problems if names]
+    if found:
+        raise ValueError(
+            f"checkpoint must fit the model, got {path}: of its {len(tensors)} and the model's {len(shapes)} "
+            f'tensors {"; ".join(found)}.'
+        )
+
+
+def _load(model: nn.Module, tensors: dict, errors: list[str]) -> tuple[list[str], list[str]]:
+    """Load what fits; return missing and unexpected names, and append the names of another shape to ``errors``."""
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        errors += re.findall(r'size mismatch for ([^:]+):', str(error))
+        for name in errors:
+            tensors[name] = model.state_dict()[name]
+        result = model.load_state_dict(tensors, strict=False)
+    missing = [name for name in result.missing_keys if not name.endswith('num_batches_tracked')]
+    return missing, list(result.unexpected_keys)

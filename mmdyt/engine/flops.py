@@ -1,0 +1,166 @@
+"""Count what inference really cost: activation rate per layer and GMACs per image, beside the dense model's."""
+
+import copy
+from collections import Counter
+from contextlib import ExitStack
+
+import torch
+import torch.nn as nn
+from mmengine.dist import all_reduce
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from mmdyt.core.branch import DynamicBranch, record_dispatch
+from mmdyt.core.macs import count_macs, dense_vit_macs, vit_macs
+from mmdyt.registry import HOOKS
+
+HEADS = ('decode_head', 'head', 'cls_head')  # mmseg, mmpretrain, mmaction2
+
+
+def find_host(model: nn.Module) -> nn.Module:
+    """The module that owns the dispatched backbone, inside any wrapper (distributed, test-time augmentation).
+
+    Raises:
+        TypeError: If there is none.
+    """
+    for module in model.modules():
+        if hasattr(getattr(module, 'backbone', None), 'size'):
+            return module
+    raise TypeError(f'model must have a mmdyt.DyTVisionTransformer as its backbone, got {type(model).__name__}.')
+
+
+def part_macs(host: nn.Module, features: tuple[Tensor, ...]) -> dict[str, int]:
+    """MACs of neck and head on one image; auxiliary heads do not run at inference and do not count.
+
+    Args:
+        host: The model that owns them.
+        features: What its backbone returns for one image; only the shapes are used.
+
+    Returns:
+        ``neck`` and ``head``.
+    """
+    neck = getattr(host, 'neck', None)
+    head = next((getattr(host, name) for name in HEADS if getattr(host, name, None) is not None), None)
+    features = tuple(torch.empty((1, *f.shape[1:]), device='meta') for f in features)
+    macs = dict(neck=0, head=0)
+    if neck is not None:
+        neck = copy.deepcopy(neck).to('meta').eval()
+        macs['neck'] = count_macs(lambda: neck(features))
+        with torch.no_grad():
+            features = neck(features)
+    if head is not None:
+        head = copy.deepcopy(head).to('meta').eval()
+        macs['head'] = count_macs(lambda: head(features))
+    return macs
+
+
+@HOOKS.register_module()
+class FLOPsHook(Hook):
+    """Report activation rates and mean GMACs per image at validation and test.
+
+    Counted from the masks of the tokens that really ran, in closed form for the backbone and by an operator counter
+    for neck and head. Sliding windows and test-time views are summed: an image costs what all its forward passes
+    cost. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
+    FLOPs.
+
+    Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens),
+    ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image).
+    """
+
+    def __init__(self):
+        self._open = ExitStack()
+
+    def before_val_epoch(self, runner) -> None:
+        """Start to record."""
+        self._open.close()  # a former evaluation may have been cut short
+        self._host = host = find_host(runner.model)
+        self._sums: Counter = Counter()
+        self._part_macs: dict[tuple, dict[str, int]] = {}
+        self._record = self._open.enter_context(record_dispatch(host.backbone))
+        handle = host.backbone.register_forward_hook(self._count)
+        self._open.callback(handle.remove)
+
+    def _count(self, backbone: nn.Module, args: tuple, features: tuple[Tensor, ...]) -> None:
+        """Add up one forward pass of the backbone over a batch of images, windows or views."""
+        batch, _, height, width = args[0].shape
+        size, patches = backbone.size(), backbone.num_patches(height, width)
+        tokens = patches + size.num_prefix_tokens
+        ran = []
+        for name in self._record.names:
+            (dispatch,) = self._record.dispatches[name]
+            active = float(dispatch.patch_mask.sum())
+            self._sums[f'active/{name}'] += active
+            branch: DynamicBranch = backbone.get_submodule(name)
+            skips = branch.inference == 'packed' and not branch.complete
+            ran.append(active / batch + size.num_prefix_tokens if skips else tokens)
+        self._record.clear()
+        if (height, width) not in self._part_macs:
+            self._part_macs[height, width] = part_macs(self._host, features)
+        decoder = sum(self._part_macs[height, width].values())
+        macs, dense = vit_macs(size, patches, ran), dense_vit_macs(size, patches, backbone.num_layers)
+        self._sums.update(
+            patches=batch * patches,
+            backbone=batch * macs,
+            backbone_dense=batch * dense,
+            total=batch * (macs + decoder),
+            dense=batch * (dense + decoder),
+        )
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Count the images of the batch, once each however many windows they took."""
+        self._sums['images'] += len(outputs)
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Log, and add to the metrics."""
+        self._open.close()
+        self._report(runner, metrics, 'val')
+
+    def before_test_epoch(self, runner) -> None:
+        """As for validation."""
+        self.before_val_epoch(runner)
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """As for validation."""
+        self.after_val_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
+        """As for validation."""
+        self._open.close()
+        self._report(runner, metrics, 'test')
+
+    def _report(self, runner, metrics: dict | None, mode: str) -> None:
+        """Means over all images of all ranks, into the log, the message hub and the metrics."""
+        sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
+        images, patches = sums['images'], sums['patches']
+        rates = [sums[f'active/{name}'] / patches for name in self._record.names]
+        report = dict(activation_rate=sum(rates) / len(rates))
+        report |= {f'activation_rate/layer_{i}': rate for i, rate in enumerate(rates)}
+        report |= dict(
+            gmacs=sums['total'] / images / 1e9,
+            gmacs_dense=sums['dense'] / images / 1e9,
+            gmacs_backbone=sums['backbone'] / images / 1e9,
+            gmacs_backbone_dense=sums['backbone_dense'] / images / 1e9,
+        )
+        runner.logger.info(_sentence(report, rates, getattr(self._host, 'target_rate', None)))
+        for name, value in report.items():
+            runner.message_hub.update_scalar(f'{mode}/{name}', value)
+        if metrics is not None:
+            metrics.update(report)
+
+
+def _sum_over_ranks(values: list[float]) -> list[float]:
+    """Sum of each value over the ranks of a distributed run."""
+    total = torch.tensor(values, dtype=torch.float64)
+    all_reduce(total)
+    return total.tolist()
+
+
+def _sentence(report: dict[str, float], rates: list[float], target: float | None) -> str:
+    wanted = '' if target is None else f' (target {target:.2f})'
+    layers = ' '.join(f'{rate:.2f}' for rate in rates)
+    return (
+        f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. '
+        f'GMACs per image: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
+        f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}. '
+        'These are MACs (papers print them as FLOPs).'
+    )

@@ -1,0 +1,69 @@
+"""Is every registered type that a config names known?"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+
+from mmengine import registry as mmengine_registry
+from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
+
+
+def check_types(node, scope: str, where: str = '') -> None:
+    """Refuse the first ``type`` in a config that no registry knows.
+
+    Args:
+        node: A config, or a part of one.
+        scope: The default scope: names of this host need no prefix.
+        where: Path of ``node`` in the config, for the message.
+
+    Raises:
+        KeyError: Naming the place and near matches.
+    """
+    if isinstance(node, dict):
+        kind = node.get('type')
+        if isinstance(kind, str) and not _known(kind, scope):
+            raise KeyError(
+                f'{where.lstrip(".")}.type must be a registered type, got {kind!r}.{near(kind, _names(scope))}'
+            )
+        for key, value in node.items():
+            check_types(value, scope, f'{where}.{key}')
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            check_types(value, scope, f'{where}[{i}]')
+
+
+def near(word: str, names: Sequence[str]) -> str:
+    """The end of a message: up to three names that look like ``word``, or nothing."""
+    matches = difflib.get_close_matches(word, sorted(set(names)), n=3, cutoff=0.6)
+    return f' Did you mean {", ".join(matches)}?' if matches else ''
+
+
+def _known(kind: str, scope: str) -> bool:
+    """Whether mmengine will find ``kind``: by name, by ``scope.name`` or by a full Python path."""
+    prefix, _, name = kind.rpartition('.')
+    if prefix and '.' not in prefix and find_spec(prefix) and find_spec(f'{prefix}.registry'):
+        import_module(f'{prefix}.registry')
+        return any(name in registry.module_dict for registry in _registries(prefix))
+    if prefix:
+        return get_object_from_string(kind) is not None
+    return any(name in registry.module_dict for registry in _registries(scope))
+
+
+def _registries(scope: str) -> Iterator[Registry]:
+    """Mmengine's registries and those of one host, filled."""
+    for root in vars(mmengine_registry).values():
+        if isinstance(root, Registry):
+            for registry in (root, root.children.get(scope)):
+                if registry is not None:
+                    registry.import_from_location()
+                    yield registry
+
+
+def _names(scope: str) -> list[str]:
+    """What a user may have meant: names of the default scope, and prefixed ones of the other loaded scopes."""
+    names = [name for registry in _registries(scope) for name in registry.module_dict]
+    roots = [root for root in vars(mmengine_registry).values() if isinstance(root, Registry)]
+    children = [child for root in roots for child in root.children.values()]
+    return names + [f'{child.scope}.{name}' for child in children for name in child.module_dict]

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+
+def version() -> str:
+    scope = {}
+    exec((HERE / 'mmdyt' / '__init__.py').read_text(), scope)
+    return scope['__version__']
+
+
+# The wheels do not name all that they import: mmpretrain needs torchvision, mmseg needs ftfy and regex.
+cls = ['mmpretrain==1.2.*', 'torchvision']
+seg = [*cls, 'mmsegmentation==1.2.*', 'ftfy', 'regex']
+video = [*cls, 'mmaction2==1.2.*']  # brings decord, which has wheels for x86-64 Linux and Windows only
+convert = ['safetensors']
+
+setup(
+    name='mmdyt',
+    version=version(),
+    description='Dynamic Tuning (DyT) of frozen Vision Transformers for OpenMMLab',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmdyt', 'mmdyt.*']),
+    # mmengine 0.10.7 uses pkgutil.find_loader, which Python 3.14 dropped.
+    python_requires='>=3.10,<3.14',
+    install_requires=[
+        'mmengine>=0.10.7,<0.11',
+        'numpy',
+        'setuptools<81',  # mmengine 0.10.7 reads pkg_resources, which later releases no longer ship
+        'torch>=2.2',
+    ],
+    extras_require={
+        'cls': cls,
+        'seg': seg,
+        'video': video,
+        'convert': convert,
+        # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
+        'lite': ['mmcv-lite>=2.0,<2.2'],
+        'test': [*convert, 'pytest', 'ruff'],
+        'all': sorted({*cls, *seg, *video, *convert}),
+    },
+)

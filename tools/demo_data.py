@@ -1,0 +1,134 @@
+"""Draw the demo's data: textured shapes with exact masks, the same pictures for the same seed.
+
+python tools/demo_data.py work_dirs/demo/data [--seed 0]
+
+Two tasks, so that the base of Dynamic Tuning (DyT) is pre-trained on something else than what it is tuned for:
+`cls/{train,val}/<shape>_<texture>/*.png`, one shape on plain ground, which shape in which texture; and `seg/`, a few
+shapes in any texture, one hiding another, in ADE20K layout: annotation 1 is the background, 2, 3 ... the shapes in the
+order of `SHAPES`, 0 (ignored) a line of clutter.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SHAPES = ('disc', 'square', 'triangle', 'ring', 'cross')
+TEXTURES = ('plain', 'stripes', 'checker', 'dots')
+CLS_SIZE, SEG_SIZE = 48, 96  # pixels; the position embeddings are stretched from one to the other
+
+
+def rotated_grid(size: int, centre: tuple[float, float], angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates (u, v) of each pixel, each (size, size), in axes through ``centre`` turned by ``angle`` (radians)."""
+    y, x = np.mgrid[:size, :size] - np.reshape(centre, (2, 1, 1))
+    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+
+
+def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Which pixels the shape covers; it lies within the unit circle of (u, v)."""
+    if shape == 'square':
+        return np.maximum(abs(u), abs(v)) <= 0.75
+    if shape == 'triangle':
+        return np.maximum(v, abs(u) * 0.75**0.5 - v / 2) <= 0.5
+    if shape == 'cross':
+        return (np.minimum(abs(u), abs(v)) <= 0.28) & (np.maximum(abs(u), abs(v)) <= 0.95)
+    radius = np.hypot(u, v)
+    return (radius <= 0.9) & (radius >= (0.5 if shape == 'ring' else 0))
+
+
+def texture_mask(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Which pixels have the second colour; the pattern has period 1 in (u, v)."""
+    if texture == 'stripes':
+        return u % 1 < 0.5
+    if texture == 'checker':
+        return (u % 1 < 0.5) ^ (v % 1 < 0.5)
+    if texture == 'dots':
+        return np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.33
+    return np.zeros_like(u, bool)
+
+
+def draw_shape(rng: np.random.Generator, image: np.ndarray, shape: str, texture: str, radius: float) -> np.ndarray:
+    """Paint a shape of random place, turn and colours into ``image`` (H, W, 3); return its mask (H, W)."""
+    size = len(image)
+    centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
+    u, v = rotated_grid(size, centre, rng.uniform(0, 2 * np.pi))
+    mask = shape_mask(shape, u / radius, v / radius)
+    u, v = rotated_grid(size, rng.uniform(0, size, 2), rng.uniform(0, np.pi))
+    period = rng.uniform(6, 10)
+    second = texture_mask(texture, u / period, v / period)
+    image[mask & ~second], image[mask & second] = rng.uniform(180, 255, 3), rng.uniform(90, 170, 3)
+    return mask
+
+
+def draw_ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A slope between two dark colours, (size, size, 3)."""
+    u, _ = rotated_grid(size, (size / 2, size / 2), rng.uniform(0, 2 * np.pi))
+    return 45 + rng.uniform(-15, 15, 3) + u[..., None] / size * rng.uniform(-30, 30, 3)
+
+
+def finish(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Add noise and round to 8 bits."""
+    return np.clip(image + rng.normal(0, 6, image.shape), 0, 255).round().astype(np.uint8)
+
+
+def draw_single(rng: np.random.Generator, shape: str, texture: str) -> np.ndarray:
+    """One picture of the classification task, (48, 48, 3)."""
+    image = draw_ground(rng, CLS_SIZE)
+    draw_shape(rng, image, shape, texture, rng.uniform(14, 22))
+    return finish(rng, image)
+
+
+def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """One picture (96, 96, 3) of the segmentation task and its annotation (96, 96)."""
+    image = draw_ground(rng, SEG_SIZE)
+    labels = np.ones((SEG_SIZE, SEG_SIZE), np.uint8)
+    for _ in range(rng.integers(2, 5)):
+        index = rng.integers(len(SHAPES))
+        labels[draw_shape(rng, image, SHAPES[index], rng.choice(TEXTURES), rng.uniform(14, 26))] = index + 2
+    clutter = abs(rotated_grid(SEG_SIZE, rng.uniform(0, SEG_SIZE, 2), rng.uniform(0, np.pi))[0]) < 1
+    image[clutter], labels[clutter] = rng.uniform(0, 255, 3), 0
+    return finish(rng, image), labels
+
+
+def write_classification(root: Path, counts: dict[str, int], seed: int) -> None:
+    """Write ``counts[split]`` pictures, the classes taking turns."""
+    names = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
+    for split, count in counts.items():
+        for i in range(count):
+            shape, texture = names[i % len(names)]
+            rng = np.random.default_rng([seed, 0, split == 'val', i])
+            write_png(root / split / f'{shape}_{texture}' / f'{i:05d}.png', draw_single(rng, shape, texture))
+
+
+def write_segmentation(root: Path, counts: dict[str, int], seed: int) -> None:
+    """Write ``counts[split]`` pictures and annotations."""
+    for split, count in counts.items():
+        for i in range(count):
+            rng = np.random.default_rng([seed, 1, split == 'validation', i])
+            image, labels = draw_scene(rng)
+            write_png(root / 'images' / split / f'{i:05d}.png', image)
+            write_png(root / 'annotations' / split / f'{i:05d}.png', labels)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write losslessly, making folders as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), pixels)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write both data sets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('root', type=Path, help='folder to write to')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--scale', type=float, default=1.0, help='factor on the number of pictures')
+    args = parser.parse_args(argv)
+    train, val = int(4000 * args.scale), int(400 * args.scale)
+    write_classification(args.root / 'cls', dict(train=train, val=val), args.seed)
+    train, val = int(800 * args.scale), int(100 * args.scale)
+    write_segmentation(args.root / 'seg', dict(training=train, validation=val), args.seed)
+
+
+if __name__ == '__main__':
+    main()

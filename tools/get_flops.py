@@ -1,0 +1,108 @@
+"""Count the multiply-adds and parameters of a config; needs neither data nor weights.
+
+python tools/get_flops.py configs/dyt/upernet_vitb_ade20k.py [--shape H W] [--rate R] [--json FILE]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from mmdyt import compat
+
+compat.install()
+
+import torch  # noqa: E402
+import torch.nn as nn  # noqa: E402
+from mmengine.config import DictAction  # noqa: E402
+from mmengine.registry import MODELS, init_default_scope  # noqa: E402
+from mmengine.utils import import_modules_from_strings  # noqa: E402
+
+from mmdyt.core.branch import complete_model  # noqa: E402
+from mmdyt.core.macs import dense_vit_macs, vit_macs  # noqa: E402
+from mmdyt.core.tuning import count_parameters  # noqa: E402
+from mmdyt.engine import preflight  # noqa: E402
+from mmdyt.engine.flops import HEADS, find_host, part_macs  # noqa: E402
+from mmdyt.engine.names import check_types  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Count multiply-adds (MACs; papers print them as FLOPs) and parameters of one forward pass. '
+        'With sliding windows this is one window; mmdyt.FLOPsHook sums the windows of real images.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help="default: the backbone's img_size")
+    parser.add_argument('--rate', type=float, help="activation rate in [0, 1]; default: the config's target_rate")
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the counts, in single multiply-adds')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args()
+
+
+def build_host(args: argparse.Namespace) -> nn.Module:
+    """Build the config's model on the meta device: no weights are read or allocated."""
+    cfg = preflight.load_config(args)
+    import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    check_types(dict(model=cfg.model), cfg.get('default_scope', 'mmengine'))
+    return find_host(MODELS.build(cfg.model)).to('meta').eval()
+
+
+def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dict[str, int]]:
+    """MACs of every part with patch tokens active at ``rate``, beside dense, and parameters."""
+    backbone = host.backbone
+    patches, size = backbone.num_patches(*shape), backbone.size()
+    active = [rate * patches + size.num_prefix_tokens] * backbone.num_layers
+    with torch.no_grad(), complete_model(host):
+        channels = backbone.patch_embed.projection.in_channels
+        features = backbone(torch.empty(1, channels, *shape, device='meta'))
+    parts = part_macs(host, features)
+    macs = dict(backbone=round(vit_macs(size, patches, active)), **parts)
+    dense = dict(backbone=round(dense_vit_macs(size, patches, backbone.num_layers)), **parts)
+    counts = {name: dict(macs=macs[name], dense_macs=dense[name]) for name in macs}
+    counts = dict(total=dict(macs=sum(macs.values()), dense_macs=sum(dense.values()))) | counts
+    return counts | dict(params=count_parts_parameters(host))
+
+
+def count_parts_parameters(host: nn.Module) -> dict[str, int]:
+    """Parameters: tuned, frozen, adapter, dispatcher, and all of neck and of the head that runs at inference."""
+    neck = getattr(host, 'neck', None)
+    head = next(m for name in HEADS if (m := getattr(host, name, None)) is not None)
+    sizes = {name: sum(p.numel() for p in m.parameters()) if m else 0 for name, m in dict(neck=neck, head=head).items()}
+    return count_parameters(host) | sizes
+
+
+def report(counts: dict, shape: tuple[int, int], rate: float) -> str:
+    """A table for people."""
+    lines = [f'One forward pass of {shape[0]} x {shape[1]}, activation rate {rate:.2f}.', '']
+    lines += [f'{"part":<10}{"GMACs":>10}{"dense":>10}{"ratio":>8}']
+    for name in ('total', 'backbone', 'neck', 'head'):
+        macs, dense = counts[name]['macs'], counts[name]['dense_macs']
+        ratio = f'{macs / dense:>8.3f}' if dense else f'{"-":>8}'
+        lines.append(f'{name:<10}{macs / 1e9:>10.3f}{dense / 1e9:>10.3f}{ratio}')
+    params = ', '.join(f'{name} {number / 1e6:.3f}' for name, number in counts['params'].items())
+    return '\n'.join([*lines, '', f'Parameters (M): {params}.', 'GMACs are MACs (papers print them as FLOPs).'])
+
+
+def main() -> None:
+    """Check what the user typed, count, print and write."""
+    args = parse_args()
+    with preflight.clean_exit():
+        if args.rate is not None and not 0 <= args.rate <= 1:
+            raise ValueError(f'--rate must lie in [0, 1], got {args.rate}. Rates are fractions, not percent.')
+        if args.shape and min(args.shape) < 1:
+            raise ValueError(f'--shape must hold two positive sizes in pixels, got {args.shape}.')
+        if args.json and not args.json.resolve().parent.is_dir():
+            raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
+        host = build_host(args)
+    shape = tuple(args.shape or host.backbone.img_size)
+    rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0)
+    counts = count(host, shape, rate)
+    print(report(counts, shape, rate))
+    if args.json:
+        args.json.write_text(json.dumps(counts, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,47 @@
+"""Test a checkpoint of any mmdyt config: classification, segmentation or video.
+
+python tools/test.py configs/dyt/upernet_vitb_ade20k.py work_dirs/upernet_vitb_ade20k/iter_160000.pth [--tta]
+"""
+
+import argparse
+
+from mmdyt import compat
+
+compat.install()
+
+from mmengine.config import DictAction  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from mmdyt.engine import preflight  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; the options are those of the OpenMMLab tools."""
+    parser = argparse.ArgumentParser(description='Test a checkpoint.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--work-dir', help='folder for the log and the metrics; default work_dirs/<config name>')
+    parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
+    parser.add_argument('--show-dir', help='folder for painted predictions')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check everything the user typed, then test."""
+    args = parse_args()
+    with preflight.clean_exit():
+        cfg = preflight.load_config(args)
+        cfg.load_from = args.checkpoint
+        if args.show_dir:
+            preflight.paint_predictions(cfg, args.show_dir)
+        preflight.check(cfg, loops=('test',))
+        if args.tta:
+            preflight.use_tta(cfg)
+    Runner.from_cfg(cfg).test()
+
+
+if __name__ == '__main__':
+    main()

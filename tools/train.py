@@ -1,0 +1,50 @@
+"""Train any mmdyt config: classification, segmentation or video.
+
+python tools/train.py configs/dyt/upernet_vitb_ade20k.py [--work-dir DIR] [--resume [CHECKPOINT]] [--amp]
+"""
+
+import argparse
+
+from mmdyt import compat
+
+compat.install()
+
+from mmengine.config import DictAction  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from mmdyt.engine import preflight  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; the options are those of the OpenMMLab tools."""
+    parser = argparse.ArgumentParser(description='Train a model.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; without a value, from the latest one in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Check everything the user typed, then train."""
+    args = parse_args()
+    with preflight.clean_exit():
+        cfg = preflight.load_config(args)
+        if args.amp:
+            preflight.use_amp(cfg)
+        preflight.set_resume(cfg, args.resume)
+        preflight.check(cfg, loops=('train', 'val'))
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,4 +1,5 @@
 """tools/convert_timm_vit.py: what it converts computes the same; what it cannot convert it refuses."""
+
 import contextlib
 import importlib.util
 import io
@@ -28,11 +29,16 @@ ARCH = dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_chann
 def timm_state(depth=DEPTH, head=True, pre_logits=None):
     """Random weights under the names that timm gives them."""
     generator = torch.Generator().manual_seed(0)
-    modules = {'patch_embed.proj': (DIM, 3, PATCH, PATCH), 'norm': (DIM, )}
+    modules = {'patch_embed.proj': (DIM, 3, PATCH, PATCH), 'norm': (DIM,)}
     for i in range(depth):
-        modules |= {f'blocks.{i}.norm1': (DIM, ), f'blocks.{i}.attn.qkv': (3 * DIM, DIM),
-                    f'blocks.{i}.attn.proj': (DIM, DIM), f'blocks.{i}.norm2': (DIM, ),
-                    f'blocks.{i}.mlp.fc1': (HIDDEN, DIM), f'blocks.{i}.mlp.fc2': (DIM, HIDDEN)}
+        modules |= {
+            f'blocks.{i}.norm1': (DIM,),
+            f'blocks.{i}.attn.qkv': (3 * DIM, DIM),
+            f'blocks.{i}.attn.proj': (DIM, DIM),
+            f'blocks.{i}.norm2': (DIM,),
+            f'blocks.{i}.mlp.fc1': (HIDDEN, DIM),
+            f'blocks.{i}.mlp.fc2': (DIM, HIDDEN),
+        }
     if pre_logits:
         modules['pre_logits.fc'] = (pre_logits, DIM)
     if head:
@@ -45,6 +51,7 @@ def timm_state(depth=DEPTH, head=True, pre_logits=None):
 
 def timm_forward(state, images, heads=HEADS):
     """The pre-norm ViT from its definition: class token features and logits."""
+
     def linear(name, x):
         return F.linear(x, state[f'{name}.weight'], state[f'{name}.bias'])
 
@@ -58,7 +65,7 @@ def timm_forward(state, images, heads=HEADS):
     for block in [k.removesuffix('.norm1.bias') for k in state if k.endswith('.norm1.bias')]:
         qkv = linear(f'{block}.attn.qkv', norm(f'{block}.norm1', x))
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        attention = (q @ k.transpose(-1, -2) / q.shape[-1]**0.5).softmax(dim=-1)
+        attention = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(dim=-1)
         x = x + linear(f'{block}.attn.proj', (attention @ v).transpose(1, 2).flatten(2))
         x = x + linear(f'{block}.mlp.fc2', F.gelu(linear(f'{block}.mlp.fc1', norm(f'{block}.norm2', x))))
     features = norm('norm', x)[:, 0]
@@ -87,11 +94,13 @@ def images():
 @pytest.fixture
 def run(tmp_path):
     """Save `content` as SRC, convert it to DST; returns (checkpoint, what was printed)."""
+
     def run(content, *options, name='src.pth'):
         src, dst = tmp_path / name, tmp_path / 'dst.pth'
         save_file(content, src) if src.suffix == '.safetensors' else torch.save(content, src)
         printed = convert_file(src, dst, *options)
         return torch.load(dst, weights_only=True), printed
+
     return run
 
 
@@ -106,6 +115,7 @@ def refusal(tmp_path, content, *options):
 
 
 # ---- what it converts
+
 
 @pytest.mark.parametrize('pre_logits', [None, DIM, 7])
 def test_converted_classifier_computes_what_the_timm_model_computes(run, tmp_path, images, pre_logits):
@@ -137,13 +147,16 @@ def test_converted_backbone_loads_strictly_and_through_init_cfg(run, tmp_path, i
             torch.testing.assert_close(model(images)[-1], features, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda s: s,
-    lambda s: {'model': s, 'epoch': 3},
-    lambda s: {'state_dict': {f'module.{k}': v for k, v in s.items()}},
-    lambda s: {'model_ema': {'state_dict': s}},
-    lambda s: {k: torch.nn.Parameter(v) for k, v in s.items()},
-])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: s,
+        lambda s: {'model': s, 'epoch': 3},
+        lambda s: {'state_dict': {f'module.{k}': v for k, v in s.items()}},
+        lambda s: {'model_ema': {'state_dict': s}},
+        lambda s: {k: torch.nn.Parameter(v) for k, v in s.items()},
+    ],
+)
 def test_wrappers_are_taken_off(run, wrap):
     state = timm_state()
     plain = tool.convert(state)[0]
@@ -162,19 +175,29 @@ def test_every_extension_gives_the_same_weights(run, name):
 def test_report_names_sizes_and_what_was_left_out(run):
     checkpoint, printed = run({'model': timm_state(), 'epoch': 3}, '--drop-head')
     assert not [k for k in checkpoint['state_dict'] if k.startswith('head')]
-    assert checkpoint['meta'] == dict(source='src.pth', embed_dims=DIM, num_layers=DEPTH, hidden=HIDDEN,
-                                      in_channels=3, patch_size=PATCH, grid=GRID)
-    for part in ('embed_dims 12, depth 2, hidden 20, heads unknown', 'patch 4, image 12, classes none',
-                 'left out: head.weight (--drop-head)', "left out: epoch (stands beside 'model'",
-                 'img_size=12, patch_size=4', 'eps=1e-6', 'num_heads=YOURS'):
+    assert checkpoint['meta'] == dict(
+        source='src.pth', embed_dims=DIM, num_layers=DEPTH, hidden=HIDDEN, in_channels=3, patch_size=PATCH, grid=GRID
+    )
+    for part in (
+        'embed_dims 12, depth 2, hidden 20, heads unknown',
+        'patch 4, image 12, classes none',
+        'left out: head.weight (--drop-head)',
+        "left out: epoch (stands beside 'model'",
+        'img_size=12, patch_size=4',
+        'eps=1e-6',
+        'num_heads=YOURS',
+    ):
         assert part in printed
 
 
-@pytest.mark.parametrize('change, reason', [
-    (lambda s: s.pop('head.bias'), "no 'head.bias' beside it"),
-    (lambda s: s.pop('pre_logits.fc.bias'), "no 'pre_logits.fc.bias' beside it"),
-    (lambda s: s['head.weight'].zero_(), 'a head of zeros'),
-])
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (lambda s: s.pop('head.bias'), "no 'head.bias' beside it"),
+        (lambda s: s.pop('pre_logits.fc.bias'), "no 'pre_logits.fc.bias' beside it"),
+        (lambda s: s['head.weight'].zero_(), 'a head of zeros'),
+    ],
+)
 def test_unusable_head_is_left_out_and_said(change, reason):
     state = timm_state(pre_logits=7)
     change(state)
@@ -206,17 +229,21 @@ def test_known_archs_are_those_of_mmpretrain():
 
 # ---- what it refuses
 
-@pytest.mark.parametrize('extra, hint', [
-    ({'layers.0.blocks.0.norm1.weight': torch.ones(1), 'layers.0.x': torch.ones(1)}, 'Swin'),
-    ({'blocks.0.ls1.gamma': torch.ones(DIM)}, 'Layer scale'),
-    ({'dist_token': torch.ones(1, 1, DIM)}, 'distilled DeiT'),
-    ({'register_tokens': torch.ones(1, 4, DIM)}, 'register tokens'),
-    ({'blocks.1.attn.q_norm.weight': torch.ones(4)}, 'query-key'),
-    ({'backbone.cls_token': torch.ones(1, 1, DIM)}, 'no conversion'),
-    ({'head.scale': torch.ones(1)}, 'AugReg'),
-    ({'blocks.01.norm1.weight': torch.ones(DIM)}, 'AugReg'),
-    ({'blocks.0.attn.relative_position_index': torch.ones(2, dtype=torch.long)}, 'AugReg'),
-])
+
+@pytest.mark.parametrize(
+    'extra, hint',
+    [
+        ({'layers.0.blocks.0.norm1.weight': torch.ones(1), 'layers.0.x': torch.ones(1)}, 'Swin'),
+        ({'blocks.0.ls1.gamma': torch.ones(DIM)}, 'Layer scale'),
+        ({'dist_token': torch.ones(1, 1, DIM)}, 'distilled DeiT'),
+        ({'register_tokens': torch.ones(1, 4, DIM)}, 'register tokens'),
+        ({'blocks.1.attn.q_norm.weight': torch.ones(4)}, 'query-key'),
+        ({'backbone.cls_token': torch.ones(1, 1, DIM)}, 'no conversion'),
+        ({'head.scale': torch.ones(1)}, 'AugReg'),
+        ({'blocks.01.norm1.weight': torch.ones(DIM)}, 'AugReg'),
+        ({'blocks.0.attn.relative_position_index': torch.ones(2, dtype=torch.long)}, 'AugReg'),
+    ],
+)
 def test_unknown_tensors_are_refused(tmp_path, extra, hint):
     message = refusal(tmp_path, timm_state() | extra)
     assert f'got {len(extra)} others' in message
@@ -234,9 +261,10 @@ def test_every_missing_tensor_is_refused(name):
 
 
 @pytest.mark.parametrize('name', list(timm_state(pre_logits=7)))
-@pytest.mark.parametrize('change', [
-    lambda t: torch.cat([t, t]), lambda t: t[None], lambda t: t[..., :-1], lambda t: t.flatten()[0],
-    lambda t: t[:0]])
+@pytest.mark.parametrize(
+    'change',
+    [lambda t: torch.cat([t, t]), lambda t: t[None], lambda t: t[..., :-1], lambda t: t.flatten()[0], lambda t: t[:0]],
+)
 def test_every_wrong_shape_is_refused(name, change):
     state = timm_state(pre_logits=7)
     state[name] = change(state[name])
@@ -247,10 +275,17 @@ def test_every_wrong_shape_is_refused(name, change):
         tool.convert(state)
 
 
-@pytest.mark.parametrize('value, rule', [
-    (torch.ones(DIM, dtype=torch.int8), 'dense tensor'), (torch.ones(DIM).to_sparse(), 'dense tensor'),
-    (torch.ones(DIM, device='meta'), 'dense tensor'), ([1.0] * DIM, 'dense tensor'),
-    (torch.full((DIM, ), torch.nan), 'finite'), (torch.full((DIM, ), torch.inf), 'finite')])
+@pytest.mark.parametrize(
+    'value, rule',
+    [
+        (torch.ones(DIM, dtype=torch.int8), 'dense tensor'),
+        (torch.ones(DIM).to_sparse(), 'dense tensor'),
+        (torch.ones(DIM, device='meta'), 'dense tensor'),
+        ([1.0] * DIM, 'dense tensor'),
+        (torch.full((DIM,), torch.nan), 'finite'),
+        (torch.full((DIM,), torch.inf), 'finite'),
+    ],
+)
 def test_values_that_are_no_weights_are_refused(value, rule):
     with pytest.raises(ValueError, match=rf'blocks.1.norm2.bias must be .*{rule}'):
         tool.convert(timm_state() | {'blocks.1.norm2.bias': value})
@@ -279,7 +314,7 @@ def test_dict_that_holds_itself_is_refused(tmp_path):
 
 
 def test_arch_must_match(tmp_path):
-    assert "--arch must match the weights" in refusal(tmp_path, timm_state(), '--arch', 'base')
+    assert '--arch must match the weights' in refusal(tmp_path, timm_state(), '--arch', 'base')
 
 
 def test_wrong_head_says_how_to_go_on(tmp_path, run):
@@ -293,7 +328,7 @@ class Bomb:
         self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path), )
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize('dump', [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj, 2))])
@@ -315,16 +350,19 @@ def test_damaged_file_is_refused(tmp_path, name):
         tool.main([str(tmp_path / name), str(tmp_path / 'dst.pth')])
 
 
-@pytest.mark.parametrize('src, dst, message', [
-    ('none.pth', 'dst.pth', 'SRC must be a file'),
-    ('.', 'dst.pth', 'SRC must be a file'),
-    ('src.npz', 'dst.pth', 'SRC must end in'),
-    ('src.pth', 'dst.safetensors', 'DST must end in'),
-    ('src.pth', 'none/dst.pth', 'DST must lie in an existing folder'),
-    ('src.pth', 'src.pth', 'DST must differ from SRC'),
-    ('src.pth', 'link.pth', 'DST must differ from SRC'),
-    ('src.pth', 'folder.pth', 'DST must not exist yet.*a folder'),
-])
+@pytest.mark.parametrize(
+    'src, dst, message',
+    [
+        ('none.pth', 'dst.pth', 'SRC must be a file'),
+        ('.', 'dst.pth', 'SRC must be a file'),
+        ('src.npz', 'dst.pth', 'SRC must end in'),
+        ('src.pth', 'dst.safetensors', 'DST must end in'),
+        ('src.pth', 'none/dst.pth', 'DST must lie in an existing folder'),
+        ('src.pth', 'src.pth', 'DST must differ from SRC'),
+        ('src.pth', 'link.pth', 'DST must differ from SRC'),
+        ('src.pth', 'folder.pth', 'DST must not exist yet.*a folder'),
+    ],
+)
 def test_bad_paths_are_refused(tmp_path, src, dst, message):
     torch.save(timm_state(), tmp_path / 'src.pth')
     (tmp_path / 'src.npz').touch()
@@ -361,6 +399,7 @@ def test_failed_write_leaves_the_old_file(run, tmp_path, monkeypatch):
 
 # ---- real weights
 
+
 @pytest.mark.skipif('MMDYT_DATA' not in os.environ, reason='MMDYT_DATA is unset: no real weights')
 def test_real_vit_tiny_reproduces_its_reference(tmp_path):
     weights = Path(os.environ['MMDYT_DATA']) / 'weights'
@@ -368,7 +407,8 @@ def test_real_vit_tiny_reproduces_its_reference(tmp_path):
     assert "arch='deit-tiny', img_size=224, patch_size=16" in convert_file(src, dst, '--arch', 'deit-tiny')
     model = build_classifier(
         backbone=dict(type='VisionTransformer', arch='deit-tiny', norm_cfg=dict(type='LN', eps=1e-6)),
-        head=dict(type='VisionTransformerClsHead', num_classes=1000, in_channels=192))
+        head=dict(type='VisionTransformerClsHead', num_classes=1000, in_channels=192),
+    )
     load_checkpoint(model, str(dst), strict=True)
     reference = np.load(weights / 'reference_outputs.npz')
     images = torch.from_numpy(reference['inputs']).float()

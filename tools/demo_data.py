@@ -3,9 +3,9 @@
 python tools/demo_data.py work_dirs/demo/data [--seed 0]
 
 Two tasks, so that the base of Dynamic Tuning (DyT) is pre-trained on something else than what it is tuned for:
-`cls/{train,val}/<shape>_<texture>/*.png`, one shape on plain ground, which shape in which texture; and `seg/`, a few
-shapes in any texture, one hiding another, in ADE20K layout: annotation 1 is the background, 2, 3 ... the shapes in the
-order of `SHAPES`, 0 (ignored) a line of clutter.
+`cls/{train,val}/<shape>_<texture>/*.png`, one shape: which shape in which texture? and `seg/`, a few shapes, one hiding
+another, in ADE20K layout: which texture where? Annotation 1 is the background, 2, 3 ... the textures in the order of
+`TEXTURES`, 0 (ignored) a line of clutter.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SHAPES = ('disc', 'square', 'triangle', 'ring', 'cross')
-TEXTURES = ('plain', 'stripes', 'checker', 'dots')
-CLS_SIZE, SEG_SIZE = 48, 96  # pixels; the position embeddings are stretched from one to the other
+SHAPES = ('disc', 'triangle', 'ring', 'cross')
+TEXTURES = ('plain', 'stripes', 'checker', 'dots', 'grid')
+CLS_SIZE, SEG_SIZE = 48, 80  # pixels; the position embeddings are stretched from one to the other
 
 
 def rotated_grid(size: int, centre: tuple[float, float], angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -27,8 +27,6 @@ def rotated_grid(size: int, centre: tuple[float, float], angle: float) -> tuple[
 
 def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Which pixels the shape covers; it lies within the unit circle of (u, v)."""
-    if shape == 'square':
-        return np.maximum(abs(u), abs(v)) <= 0.75
     if shape == 'triangle':
         return np.maximum(v, abs(u) * 0.75**0.5 - v / 2) <= 0.5
     if shape == 'cross':
@@ -44,7 +42,9 @@ def texture_mask(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     if texture == 'checker':
         return (u % 1 < 0.5) ^ (v % 1 < 0.5)
     if texture == 'dots':
-        return np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.33
+        return np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.35
+    if texture == 'grid':
+        return np.minimum(u % 1, v % 1) < 0.25
     return np.zeros_like(u, bool)
 
 
@@ -80,12 +80,12 @@ def draw_single(rng: np.random.Generator, shape: str, texture: str) -> np.ndarra
 
 
 def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """One picture (96, 96, 3) of the segmentation task and its annotation (96, 96)."""
+    """One picture (80, 80, 3) of the segmentation task and its annotation (80, 80)."""
     image = draw_ground(rng, SEG_SIZE)
     labels = np.ones((SEG_SIZE, SEG_SIZE), np.uint8)
     for _ in range(rng.integers(2, 5)):
-        index = rng.integers(len(SHAPES))
-        labels[draw_shape(rng, image, SHAPES[index], rng.choice(TEXTURES), rng.uniform(14, 26))] = index + 2
+        index = rng.integers(len(TEXTURES))
+        labels[draw_shape(rng, image, rng.choice(SHAPES), TEXTURES[index], rng.uniform(14, 24))] = index + 2
     clutter = abs(rotated_grid(SEG_SIZE, rng.uniform(0, SEG_SIZE, 2), rng.uniform(0, np.pi))[0]) < 1
     image[clutter], labels[clutter] = rng.uniform(0, 255, 3), 0
     return finish(rng, image), labels

@@ -21,13 +21,13 @@ model = dict(
         arch=dict(_delete_=True, **_base_.arch), img_size=_base_.crop_size, patch_size=8, out_indices=(1, 2, 3, 5),
         drop_path_rate=0.0, adapter=dict(bottleneck=16), init_cfg=dict(checkpoint=checkpoint)),
     neck=dict(embed_dim=width, rescales=[2, 1, 0.5, 0.25], norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[width] * 4, pool_scales=(1, 2, 3), **head),
+    decode_head=dict(in_channels=[width] * 4, pool_scales=(1, 2), **head),
     auxiliary_head=dict(in_channels=width, **head),
     test_cfg=dict(_delete_=True, mode='whole'))
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=400),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=300),
 ]
-train_cfg = dict(max_iters=400, val_interval=400)
-default_hooks = dict(checkpoint=dict(interval=400))
+train_cfg = dict(max_iters=300, val_interval=300)
+default_hooks = dict(checkpoint=dict(interval=300))

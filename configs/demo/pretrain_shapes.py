@@ -17,7 +17,7 @@ model = dict(
     head=dict(
         type='VisionTransformerClsHead', num_classes=_base_.num_classes, in_channels=_base_.arch.embed_dims))
 
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=2e-3, weight_decay=0.05))
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, begin=0, end=1, convert_to_iter_based=True),
     dict(type='CosineAnnealingLR', begin=1, end=6, eta_min=1e-5, convert_to_iter_based=True),

@@ -49,8 +49,7 @@ def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:
 def straight_through(score: Tensor) -> Tensor:
     """Hard mask ``score > 0.5`` with the gradient of ``score``, eq. (5).
 
-    ``score - score.detach()`` is exactly zero, so the mask is exactly 0 or 1; the usual order
-    ``hard - score.detach() + score`` is off by rounding.
+    ``score - score.detach()`` is exactly zero, so the mask is exactly 0 or 1 in any precision.
 
     Shape:
         Same as ``score``.

@@ -1,4 +1,4 @@
-# The demo's pre-training task, drawn by tools/demo_data.py: one shape of 48 x 48, 5 shapes x 4 textures.
+# The demo's pre-training task, drawn by tools/demo_data.py: one shape of 48 x 48, 4 shapes x 5 textures.
 dataset_type = 'CustomDataset'
 data_root = '{{$MMDYT_DEMO:work_dirs/demo}}/data/cls'
 num_classes = 20

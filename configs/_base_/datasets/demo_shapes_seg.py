@@ -1,10 +1,10 @@
-# The demo's task, drawn by tools/demo_data.py: scenes of 96 x 96 in ADE20K layout; 0 in the annotation is ignored.
+# The demo's task, drawn by tools/demo_data.py: scenes of 80 x 80 in ADE20K layout; 0 in the annotation is ignored.
 dataset_type = 'BaseSegDataset'
 data_root = '{{$MMDYT_DEMO:work_dirs/demo}}/data/seg'
 metainfo = dict(
-    classes=('background', 'disc', 'square', 'triangle', 'ring', 'cross'),
+    classes=('background', 'plain', 'stripes', 'checker', 'dots', 'grid'),
     palette=[[70, 70, 70], [230, 60, 60], [60, 170, 60], [70, 110, 230], [240, 200, 40], [190, 80, 200]])
-crop_size = (96, 96)
+crop_size = (80, 80)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

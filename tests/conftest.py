@@ -1,0 +1,137 @@
+"""A tiny world for the tests: data, a pre-trained base and a config built on the repository's own bases."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
+TINY_CONFIG = """
+_base_ = [
+    '{root}/configs/_base_/models/dyt_upernet_vitb.py',
+    '{root}/configs/_base_/datasets/camvid.py',
+    '{root}/configs/_base_/schedules/adamw_160k.py',
+    '{root}/configs/_base_/runtime/mmseg.py',
+]
+norm_cfg = dict(type='BN', requires_grad=True)
+model = dict(
+    data_preprocessor=dict(size=(64, 64)),
+    backbone=dict(
+        arch=dict(_delete_=True, **{arch}), img_size=(64, 64), out_indices=(0, 1, 2, 3), adapter=dict(bottleneck=4),
+        init_cfg=dict(checkpoint='{pretrained}')),
+    neck=dict(embed_dim=32, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=[32, 32, 32, 32], pool_scales=(1, 2), channels=16, num_classes=3, norm_cfg=norm_cfg),
+    auxiliary_head=dict(in_channels=32, channels=16, num_classes=3, norm_cfg=norm_cfg),
+    test_cfg=dict(_delete_=True, mode='whole'))
+
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='RandomCrop', crop_size=(64, 64)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', reduce_zero_label=True),
+    dict(type='PackSegInputs'),
+]
+tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='TestTimeAug', transforms=[
+        [dict(type='Resize', scale=(96, 64), keep_ratio=True), dict(type='Resize', scale=(144, 96), keep_ratio=True)],
+        [dict(type='RandomFlip', prob=0.), dict(type='RandomFlip', prob=1.)],
+        [dict(type='LoadAnnotations', reduce_zero_label=True)],
+        [dict(type='PackSegInputs')],
+    ]),
+]
+metainfo = dict(classes=('sky', 'road', 'car'), palette=[[0, 0, 255], [90, 90, 90], [255, 0, 0]])
+dataset = dict(data_root='{data}', metainfo=metainfo, img_suffix='.png')
+train_dataloader = dict(
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **dataset))
+val_dataloader = dict(
+    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+
+param_scheduler = [dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=6)]
+train_cfg = dict(max_iters=6, val_interval=3)
+default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture(scope='session')
+def ade_root(tmp_path_factory) -> Path:
+    """6 training and 4 validation images of 64 x 96 in ADE20K layout; labels 1 to 3, and 0, which is ignored."""
+    import cv2
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    root = tmp_path_factory.mktemp('ade')
+    for split, count in (('training', 6), ('validation', 4)):
+        for kind in ('images', 'annotations'):
+            (root / kind / split).mkdir(parents=True)
+        for i in range(count):
+            labels = np.kron(rng.integers(0, 4, (4, 6)), np.ones((16, 16))).astype(np.uint8)
+            image = labels[..., None] * 60 + rng.integers(0, 60, (64, 96, 3))
+            cv2.imwrite(str(root / 'images' / split / f'{i}.png'), image)
+            cv2.imwrite(str(root / 'annotations' / split / f'{i}.png'), labels)
+    return root
+
+
+@pytest.fixture(scope='session')
+def pretrained(tmp_path_factory) -> Path:
+    """Checkpoint of a plain mmpretrain ``ImageClassifier`` of ``TINY_ARCH`` at 32 x 32: positions will be resized."""
+    import torch
+    from mmengine.registry import MODELS
+
+    import mmdyt.models  # noqa: F401  repairs the wheels, registers
+
+    torch.manual_seed(0)
+    backbone = dict(type='mmpretrain.VisionTransformer', arch=dict(TINY_ARCH), img_size=32, patch_size=16)
+    head = dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, in_channels=TINY_ARCH['embed_dims'])
+    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+    model.init_weights()
+    path = tmp_path_factory.mktemp('pretrained') / 'tiny_vit.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny_config(tmp_path_factory, ade_root, pretrained) -> Path:
+    """A config file: 6 iterations of Dynamic Tuning (DyT), a checkpoint and a validation after 3 and 6."""
+    path = tmp_path_factory.mktemp('configs') / 'tiny.py'
+    path.write_text(TINY_CONFIG.format(root=ROOT, arch=TINY_ARCH, data=ade_root, pretrained=pretrained))
+    return path
+
+
+def load_tool(name: str) -> ModuleType:
+    """Import ``tools/<name>.py``, which is no package."""
+    spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / 'tools' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_tool(monkeypatch):
+    """``run_tool('train', config, '--work-dir', folder, ...)`` runs a tool in this process, as a fresh one would."""
+
+    def run(name: str, *args) -> None:
+        from mmengine.dist import is_distributed
+        from mmengine.logging import MessageHub, MMLogger
+        from mmengine.registry import DefaultScope
+        from mmengine.visualization import Visualizer
+
+        assert not is_distributed()
+        for kind in (MessageHub, MMLogger, DefaultScope, Visualizer):
+            kind._instance_dict.clear()  # named after the second in which a run starts
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+        load_tool(name).main()
+
+    return run

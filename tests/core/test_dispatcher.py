@@ -1,0 +1,91 @@
+import pytest
+import torch
+
+from mmdyt.core.dispatcher import TokenDispatcher, gumbel_sigmoid, straight_through
+
+
+def dispatcher_with(weight: torch.Tensor, bias: float = 0.0, **arguments) -> TokenDispatcher:
+    dispatcher = TokenDispatcher(len(weight), **arguments)
+    with torch.no_grad():
+        dispatcher.gate.weight.copy_(weight[None])
+        dispatcher.gate.bias.fill_(bias)
+    return dispatcher
+
+
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_mask_is_exactly_zero_or_one(training, dtype):
+    dispatcher = TokenDispatcher(8).train(training)
+    mask, logits, _ = dispatcher(torch.randn(4, 50, 8).to(dtype))
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert logits.dtype in (torch.float32, torch.float64)
+
+
+def test_straight_through_is_exactly_hard_with_the_gradient_of_the_score():
+    score = torch.rand(100_000, requires_grad=True)
+    hard = straight_through(score)
+    assert set(hard.unique().tolist()) == {0.0, 1.0}
+    assert torch.equal(hard.detach().bool(), score > 0.5)
+    hard.sum().backward()
+    assert torch.equal(score.grad, torch.ones_like(score))
+
+
+@pytest.mark.parametrize('prefix', [0, 1, 5])
+@pytest.mark.parametrize('training', [True, False])
+def test_prefix_tokens_are_always_active(prefix, training):
+    never = dispatcher_with(torch.zeros(4), bias=-1e4, num_prefix_tokens=prefix).train(training)
+    dispatch = never(torch.randn(3, 9, 4))
+    assert dispatch.mask.shape == (3, 9, 1)
+    assert dispatch.mask[:, :prefix].eq(1).all()
+    assert dispatch.mask[:, prefix:].eq(0).all()
+    assert dispatch.patch_mask.shape == (3, 9 - prefix, 1)
+
+
+@pytest.mark.parametrize('tau', [0.5, 1.0, 5.0])
+def test_mean_training_mask_is_mean_sigmoid_of_logit_for_any_tau(tau):
+    torch.manual_seed(0)
+    logits = torch.randn(64) * 2
+    draws = 20_000
+    mask = straight_through(gumbel_sigmoid(logits.expand(draws, -1), tau))
+    p = logits.sigmoid()
+    standard_error = (p * (1 - p) / draws).sqrt()
+    assert ((mask.mean(0) - p).abs() < 5 * standard_error).all()
+    assert abs(mask.mean() - p.mean()) < 5 * (standard_error.square().sum().sqrt() / 64)
+
+
+def test_noise_is_drawn_per_token_and_image():
+    dispatcher = dispatcher_with(torch.zeros(4))
+    mask = dispatcher(torch.zeros(2, 101, 4)).patch_mask
+    assert 0.3 < mask.mean() < 0.7
+    assert not torch.equal(mask[0], mask[1])
+
+
+def test_inference_has_no_noise_and_ties_are_inactive():
+    dispatcher = dispatcher_with(torch.tensor([1.0, 0.0]), num_prefix_tokens=0, tau=0.1).eval()
+    x = torch.tensor([[[1e-30, 0.0], [0.0, 0.0], [-1e-30, 0.0], [3.0, 0.0]]])
+    assert dispatcher(x).mask.flatten().tolist() == [1, 0, 0, 1]
+
+
+def test_small_positive_logits_survive_half_precision():
+    weight = torch.full((4,), 2.0**-13)
+    dispatcher = dispatcher_with(weight, num_prefix_tokens=0).half().eval()
+    x = torch.full((1, 1, 4), 2.0**-3, dtype=torch.float16)
+    logit = (x.float() @ weight[:, None]).item()
+    assert torch.tensor(logit, dtype=torch.float16).sigmoid() == 0.5  # the trap: sigmoid > 0.5 is false in half
+    assert dispatcher(x).mask.item() == 1
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert dispatcher.float()(x.float()).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(dim=8, tau=0), 'tau must be a positive number, got 0'),
+        (dict(dim=8, tau=float('inf')), 'tau must be a positive number, got inf'),
+        (dict(dim=8, num_prefix_tokens=-1), 'num_prefix_tokens must be at least 0, got -1'),
+        (dict(dim=0), 'dim must be at least 1, got 0'),
+    ],
+)
+def test_dispatcher_refuses_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TokenDispatcher(**arguments)

@@ -1,0 +1,42 @@
+import pytest
+import torch.nn as nn
+
+from mmdyt.core.tuning import count_parameters, set_tuned
+
+
+def make():
+    return nn.ModuleDict(dict(base=nn.Linear(4, 4), adapter=nn.Linear(4, 2), dispatcher=nn.Linear(4, 1)))
+
+
+@pytest.mark.parametrize(
+    ('tuned', 'expected'),
+    [
+        (('adapter', 'dispatcher'), {'adapter.weight', 'adapter.bias', 'dispatcher.weight', 'dispatcher.bias'}),
+        ((), set()),
+        ((r'bias$',), {'base.bias', 'adapter.bias', 'dispatcher.bias'}),
+    ],
+)
+def test_only_what_a_pattern_names_is_tuned(tuned, expected):
+    module = make()
+    set_tuned(module, tuned)
+    assert {name for name, p in module.named_parameters() if p.requires_grad} == expected
+
+
+def test_all_tunes_everything_even_after_freezing():
+    module = make()
+    set_tuned(module, ())
+    set_tuned(module, 'all')
+    assert all(p.requires_grad for p in module.parameters())
+
+
+def test_a_pattern_without_a_match_and_a_bare_string_are_refused():
+    with pytest.raises(ValueError, match="tuned must hold patterns that match parameter names, got 'adaptor'"):
+        set_tuned(make(), ('adaptor',))
+    with pytest.raises(ValueError, match="tuned must be 'all' or a list of patterns, got 'adapter'"):
+        set_tuned(make(), 'adapter')
+
+
+def test_counts_by_kind():
+    module = make()
+    set_tuned(module, ('adapter',))
+    assert count_parameters(module) == dict(tuned=10, frozen=25, adapter=10, dispatcher=5)

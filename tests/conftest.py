@@ -61,6 +61,7 @@ test_dataloader = val_dataloader
 param_scheduler = [dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=6)]
 train_cfg = dict(max_iters=6, val_interval=3)
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
+log_processor = dict(window_size=1)
 """
 
 
@@ -94,7 +95,7 @@ def pretrained(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     backbone = dict(type='mmpretrain.VisionTransformer', arch=dict(TINY_ARCH), img_size=32, patch_size=16)
     head = dict(type='mmpretrain.VisionTransformerClsHead', num_classes=5, in_channels=TINY_ARCH['embed_dims'])
-    model = MODELS.build(dict(type='mmpretrain.ImageClassifier', backbone=backbone, head=head))
+    model = MODELS.build(dict(_scope_='mmpretrain', type='ImageClassifier', backbone=backbone, head=head))
     model.init_weights()
     path = tmp_path_factory.mktemp('pretrained') / 'tiny_vit.pth'
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -117,21 +118,28 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture
-def run_tool(monkeypatch):
+@pytest.fixture(scope='session')
+def run_tool():
     """``run_tool('train', config, '--work-dir', folder, ...)`` runs a tool in this process, as a fresh one would."""
 
     def run(name: str, *args) -> None:
-        from mmengine.dist import is_distributed
-        from mmengine.logging import MessageHub, MMLogger
-        from mmengine.registry import DefaultScope
-        from mmengine.visualization import Visualizer
+        from mmengine.utils import ManagerMixin
 
-        assert not is_distributed()
-        for kind in (MessageHub, MMLogger, DefaultScope, Visualizer):
-            kind._instance_dict.clear()  # named after the second in which a run starts
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
-        load_tool(name).main()
+        kinds = [ManagerMixin]
+        for kind in kinds:  # loggers and the like outlive a run; they are named after the second in which it starts
+            kind._instance_dict.clear()
+            kinds += kind.__subclasses__()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            patch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])
+            load_tool(name).main()
 
     return run
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, tiny_config, run_tool) -> Path:
+    """Work dir of an unbroken training run of the tiny config: ``iter_3.pth``, ``iter_6.pth`` and its logs."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    run_tool('train', tiny_config, '--work-dir', work_dir)
+    return work_dir

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 SHAPES = ('disc', 'triangle', 'ring', 'cross')
-TEXTURES = ('plain', 'stripes', 'checker', 'dots', 'grid')
+TEXTURES = ('plain', 'rows', 'columns', 'checker', 'dots')
 CLS_SIZE, SEG_SIZE = 48, 80  # pixels; the position embeddings are stretched from one to the other
 
 
@@ -37,14 +37,14 @@ def shape_mask(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def texture_mask(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Which pixels have the second colour; the pattern has period 1 in (u, v)."""
-    if texture == 'stripes':
+    if texture == 'rows':
+        return v % 1 < 0.5
+    if texture == 'columns':
         return u % 1 < 0.5
     if texture == 'checker':
         return (u % 1 < 0.5) ^ (v % 1 < 0.5)
     if texture == 'dots':
         return np.hypot(u % 1 - 0.5, v % 1 - 0.5) < 0.35
-    if texture == 'grid':
-        return np.minimum(u % 1, v % 1) < 0.25
     return np.zeros_like(u, bool)
 
 
@@ -54,10 +54,9 @@ def draw_shape(rng: np.random.Generator, image: np.ndarray, shape: str, texture:
     centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
     u, v = rotated_grid(size, centre, rng.uniform(0, 2 * np.pi))
     mask = shape_mask(shape, u / radius, v / radius)
-    u, v = rotated_grid(size, rng.uniform(0, size, 2), rng.uniform(0, np.pi))
-    period = rng.uniform(6, 10)
-    second = texture_mask(texture, u / period, v / period)
-    image[mask & ~second], image[mask & second] = rng.uniform(180, 255, 3), rng.uniform(90, 170, 3)
+    u, v = rotated_grid(size, rng.uniform(0, size, 2), rng.uniform(-0.2, 0.2))
+    period, colour = rng.uniform(5, 6), rng.uniform(150, 255, 3)
+    image[mask] = colour * np.where(texture_mask(texture, u / period, v / period), 0.4, 1)[mask, None]
     return mask
 
 

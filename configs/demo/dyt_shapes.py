@@ -14,7 +14,7 @@ _base_ = [
 width, classes = _base_.arch.embed_dims, len(_base_.metainfo.classes)
 norm_cfg = dict(type='BN', requires_grad=True)
 head = dict(channels=32, num_classes=classes, norm_cfg=norm_cfg)
-checkpoint = '{{$MMDYT_DEMO:work_dirs/demo}}/pretrain/epoch_6.pth'
+checkpoint = '{{$MMDYT_DEMO:work_dirs/demo}}/pretrain/epoch_4.pth'
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(

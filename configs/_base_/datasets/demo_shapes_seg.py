@@ -2,7 +2,7 @@
 dataset_type = 'BaseSegDataset'
 data_root = '{{$MMDYT_DEMO:work_dirs/demo}}/data/seg'
 metainfo = dict(
-    classes=('background', 'plain', 'stripes', 'checker', 'dots', 'grid'),
+    classes=('background', 'plain', 'rows', 'columns', 'checker', 'dots'),
     palette=[[70, 70, 70], [230, 60, 60], [60, 170, 60], [70, 110, 230], [240, 200, 40], [190, 80, 200]])
 crop_size = (80, 80)
 

@@ -1,0 +1,175 @@
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.structures import PixelData
+
+import mmdyt.models.segmentor  # noqa: F401  repairs the wheels before mmseg is imported
+from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+
+# isort: split
+from mmseg.registry import MODELS
+from mmseg.structures import SegDataSample
+
+
+@pytest.fixture
+def cfg(tiny_config):
+    cfg = Config.fromfile(tiny_config, import_custom_modules=False)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope('mmseg')
+    return cfg
+
+
+@pytest.fixture
+def model(cfg):
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)  # through mmseg's registry, default_scope 'mmseg'
+    for branch in dynamic_branches(model).values():
+        nn.init.normal_(branch.adapter.up.weight, std=0.1)
+        nn.init.normal_(branch.dispatcher.gate.weight)
+    return model
+
+
+def samples(count=2, height=64, width=64):
+    def sample():
+        return SegDataSample(
+            gt_sem_seg=PixelData(data=torch.randint(0, 3, (1, height, width))),
+            metainfo=dict(ori_shape=(height, width), img_shape=(height, width), img_path='x.png'),
+        )
+
+    return [sample() for _ in range(count)]
+
+
+def test_losses_are_the_hosts_and_the_rate_loss(model):
+    model.train()
+    inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+    torch.manual_seed(1)
+    with record_dispatch(model) as record:
+        losses = model.loss(inputs, data_samples)
+    rate = torch.cat([d.patch_mask for d in record.flat()]).mean()
+    assert len(record.flat()) == 4  # one pass through four layers
+    torch.testing.assert_close(losses['loss_rate'], 2.0 * (rate - 0.5) ** 2)
+    torch.testing.assert_close(losses['activation_rate'], rate)
+    torch.manual_seed(1)
+    stock = type(model).__mro__[2].loss(model, inputs, data_samples)
+    assert set(losses) - set(stock) == {'loss_rate', 'activation_rate'}
+    for name, value in stock.items():
+        assert torch.equal(value, losses[name])
+
+
+def test_auxiliary_loss_has_weight_0_4(cfg, model):
+    heavier = copy.deepcopy(cfg.model)
+    heavier.auxiliary_head.loss_decode.loss_weight = 0.8
+    other = MODELS.build(heavier)
+    other.load_state_dict(model.state_dict())
+    inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+    values = []
+    for m in (model, other):
+        torch.manual_seed(1)
+        values.append(m.train().loss(inputs, data_samples)['aux.loss_ce'])
+    torch.testing.assert_close(2 * values[0], values[1])
+
+
+def test_parsed_loss_sums_losses_only(model):
+    losses = model.train().loss(torch.randn(2, 3, 64, 64), samples())
+    total, _ = model.parse_losses(losses)
+    expected = losses['decode.loss_ce'] + losses['aux.loss_ce'] + losses['loss_rate']
+    torch.testing.assert_close(total, expected)
+
+
+def test_rate_loss_moves_the_rate_to_its_target(cfg):
+    """Trained on the rate loss alone, the sampled rate reaches a target away from where it starts."""
+    model = MODELS.build(cfg.model | dict(target_rate=0.2)).train()
+    model.init_weights()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+    rates = []
+    for _ in range(60):
+        losses = model.loss(inputs, data_samples)
+        rates.append(losses['activation_rate'].item())
+        optimizer.zero_grad()
+        losses['loss_rate'].backward()
+        optimizer.step()
+    assert sum(rates[:3]) / 3 > 0.35
+    assert abs(sum(rates[-10:]) / 10 - 0.2) < 0.05
+
+
+def test_gradients_reach_tuned_parts_only(model):
+    total, _ = model.parse_losses(model.train().loss(torch.randn(2, 3, 64, 64), samples()))
+    total.backward()
+    for name, parameter in model.named_parameters():
+        tuned = not name.startswith('backbone.') or '.dynamic.' in name
+        assert parameter.requires_grad == tuned
+        assert (parameter.grad is not None) == tuned, name
+    gates = [branch.dispatcher.gate.weight.grad.abs().sum() for branch in dynamic_branches(model).values()]
+    assert all(grad > 0 for grad in gates)
+
+
+@torch.no_grad()
+def test_whole_inference_packed_equals_masked(model):
+    model.eval()
+    inputs = torch.randn(2, 3, 64, 96)
+    packed = model(inputs, mode='tensor')
+    for branch in dynamic_branches(model).values():
+        branch.inference = 'masked'
+    torch.testing.assert_close(packed, model(inputs, mode='tensor'), rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_slide_inference_is_the_mean_of_its_windows(model):
+    model.eval()
+    model.test_cfg = Config(dict(mode='slide', crop_size=(64, 64), stride=(32, 32)))
+    inputs = torch.randn(1, 3, 64, 96)
+    with record_dispatch(model) as record:
+        (result,) = model.predict(inputs)
+    assert [len(passes) for passes in record.dispatches.values()] == [2] * 4
+    left, right = (model(inputs[..., x : x + 64], mode='tensor') for x in (0, 32))
+    left, right = (nn.functional.interpolate(y, (64, 64), mode='bilinear') for y in (left, right))
+    overlap = (left[..., 32:] + right[..., :32]) / 2
+    expected = torch.cat([left[..., :32], overlap, right[..., 32:]], dim=-1)[0]
+    torch.testing.assert_close(result.seg_logits.data, expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_stock_tta_model_runs(model):
+    tta = MODELS.build(dict(type='SegTTAModel', module=model)).eval()
+    image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
+    views = [[image], [image.flip(-1)]]
+    meta = dict(ori_shape=(64, 64), img_shape=(64, 64), img_path='x.png')
+    views_samples = [
+        [SegDataSample(metainfo=meta | dict(flip=flip, flip_direction='horizontal'))] for flip in (False, True)
+    ]
+    (result,) = tta.test_step(dict(inputs=views, data_samples=views_samples))
+    assert result.pred_sem_seg.shape == (64, 64)
+
+
+@torch.no_grad()
+def test_complete_model_with_fresh_adapters_is_stock_encoder_decoder(cfg):
+    dynamic = MODELS.build(cfg.model)
+    backbone = {k: v for k, v in cfg.model.backbone.items() if k not in ('dispatch', 'adapter', 'dispatcher')}
+    stock_cfg = {k: v for k, v in cfg.model.items() if k not in ('target_rate', 'rate_weight')}
+    stock_cfg |= dict(type='EncoderDecoder', backbone=backbone | dict(type='mmpretrain.VisionTransformer'))
+    stock = MODELS.build(stock_cfg)
+    missing, unexpected = dynamic.load_state_dict(stock.state_dict(), strict=False)
+    assert not unexpected and all('.dynamic.' in name for name in missing)
+    stock.backbone.eval()
+    stock.decode_head.eval(), stock.neck.eval(), dynamic.eval()
+    inputs = torch.randn(1, 3, 64, 64)
+    with complete_model(dynamic):
+        assert torch.equal(dynamic(inputs, mode='tensor'), stock(inputs, mode='tensor'))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions, not percent.'),
+        (dict(target_rate=0), r'target_rate must lie in \(0, 1\], got 0'),
+        (dict(rate_weight=-1), 'rate_weight must be at least 0, got -1'),
+    ],
+)
+def test_mistakes_are_refused_in_the_constructor(cfg, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(cfg.model | arguments)

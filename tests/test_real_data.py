@@ -1,0 +1,100 @@
+"""Real images through the real configs. Needs the data folder that ``MMDYT_DATA`` names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get('MMDYT_DATA', '/nonexistent'))
+pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason='MMDYT_DATA is not set: no real images')
+
+
+@pytest.fixture(scope='module')
+def ade20k():
+    import mmdyt.models.segmentor  # noqa: F401
+
+    init_default_scope('mmseg')
+    cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitb_ade20k.py', import_custom_modules=False)
+    cfg.model.backbone.init_cfg = None
+    return cfg
+
+
+def dataset(cfg, pipeline):
+    from mmseg.registry import DATASETS
+
+    prefix = dict(img_path='images/validation', seg_map_path='annotations/validation')
+    changes = dict(data_root=str(DATA / 'seg/ade20k_sample'), data_prefix=prefix, pipeline=pipeline)
+    return DATASETS.build(cfg.train_dataloader.dataset | changes)
+
+
+def labels_of(sample):
+    return sample.gt_sem_seg.data
+
+
+def test_ade20k_pairs_pass_the_training_pipeline(ade20k):
+    from mmseg.registry import MODELS
+
+    pairs = dataset(ade20k, ade20k.train_pipeline)
+    assert len(pairs) == 3 and len(pairs.metainfo['classes']) == 150
+    preprocess = MODELS.build(ade20k.model.data_preprocessor)
+    batch = preprocess(pseudo_collate([pairs[i] for i in range(3)]), training=True)
+    assert batch['inputs'].shape == (3, 3, 512, 512)
+    assert -1.01 < batch['inputs'].min() < -0.5 and 0.5 < batch['inputs'].max() < 1.01  # mean = std = 127.5
+    for sample in batch['data_samples']:
+        values = labels_of(sample).unique()
+        assert values.numel() > 3
+        assert ((values < 150) | (values == 255)).all()
+
+
+def test_ade20k_pair_is_predicted_by_the_papers_model(ade20k):
+    """ViT-B/16, UPerHead 768, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
+    from mmseg.registry import MODELS
+
+    pairs = dataset(ade20k, ade20k.test_pipeline)
+    sample = min((pairs[i] for i in range(3)), key=lambda s: s['inputs'].numel())
+    assert min(sample['inputs'].shape[1:]) == 512
+    torch.manual_seed(0)
+    model = MODELS.build(ade20k.model).eval()
+    with torch.no_grad(), torch.autocast('cpu', dtype=torch.bfloat16):
+        (result,) = model.test_step(pseudo_collate([sample]))
+    assert result.seg_logits.data.shape[0] == 150
+    assert result.pred_sem_seg.shape == sample['data_samples'].ori_shape == labels_of(result).shape[-2:]
+    assert len(labels_of(result).unique()) > 3
+
+
+def test_camvid_trains_a_few_steps_on_real_weights(tmp_path):
+    import mmdyt.models.segmentor  # noqa: F401
+
+    init_default_scope('mmseg')
+    from mmseg.registry import DATASETS, MODELS
+
+    source = DATA / 'weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth'
+    convert = [sys.executable, 'tools/convert_timm_vit.py', source, tmp_path / 'vit.pth']
+    subprocess.run(convert, check=True, cwd=ROOT)
+    cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitti_camvid.py', import_custom_modules=False)
+    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'vit.pth')
+    images = DATASETS.build(cfg.train_dataloader.dataset)
+    assert len(images) == 367 and len(images.metainfo['classes']) == 11
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    weights = torch.load(source, weights_only=True)
+    assert torch.equal(model.backbone.layers[3].attn.qkv.weight, weights['blocks.3.attn.qkv.weight'])
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    batch = model.data_preprocessor(pseudo_collate([images[i] for i in range(2)]), training=True)
+    first, last = None, None
+    for _ in range(6):
+        loss, _ = model.train().parse_losses(model.loss(**batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        first, last = loss.item() if first is None else first, loss.item()
+    assert last < first
+    assert torch.equal(model.backbone.layers[3].attn.qkv.weight, weights['blocks.3.attn.qkv.weight'])

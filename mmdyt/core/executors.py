@@ -34,18 +34,19 @@ def packed(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     Args:
         branch: The heavy branch; must treat every token on its own.
         x: Its input, (B, N, C).
-        out: What the update is added to, (B, N, C), contiguous; overwritten.
+        out: What the update is added to, (B, N, C); may be overwritten.
         mask: (B, N, 1), 0 or 1.
 
     Returns:
-        ``out``, (B, N, C).
+        (B, N, C).
     """
     active = mask.flatten().nonzero().squeeze(1)  # (K,)
     if active.numel() == 0:
         return out
     update = branch(x.flatten(0, 1).index_select(0, active).unsqueeze(0)).squeeze(0)  # (K, C)
-    out.flatten(0, 1).index_add_(0, active, update.to(out.dtype))  # eq. (6), active rows only
-    return out
+    # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
+    rows = out.contiguous().flatten(0, 1)
+    return rows.index_add_(0, active, update.to(out.dtype)).view(x.shape)  # eq. (6), active rows only
 
 
 EXECUTORS: dict[str, Callable[[Branch, Tensor, Tensor, Tensor], Tensor]] = {'masked': masked, 'packed': packed}

@@ -53,6 +53,13 @@ def test_packed_equals_masked(batch, active):
         torch.testing.assert_close(packed(mlp, x, out.clone(), mask), masked(mlp, x, out, mask), rtol=0, atol=1e-6)
 
 
+def test_packed_writes_into_transposed_tokens_too():
+    mlp, mask = make_mlp(), masks(2, 13)['some']
+    x = torch.randn(2, 16, 13).transpose(1, 2)  # as a patch embedding without CLS returns them
+    with torch.no_grad():
+        torch.testing.assert_close(packed(mlp, x, x + 1, mask), masked(mlp, x, x + 1, mask), rtol=0, atol=1e-6)
+
+
 def test_packed_runs_the_branch_on_active_tokens_only():
     seen = []
 

@@ -135,6 +135,16 @@ class TestInference:
             assert rates == [float(active == 'all')] * 3
 
     @torch.no_grad()
+    def test_packed_equals_masked_without_a_cls_token(self):
+        _, model = make_pair(out_type='raw', with_cls_token=False)
+        spread_masks(model)
+        x = torch.randn(2, 3, 32, 32)
+        packed = model(x)[0]
+        for branch in dynamic_branches(model).values():
+            branch.inference = 'masked'
+        torch.testing.assert_close(packed, model(x)[0], rtol=0, atol=1e-6)
+
+    @torch.no_grad()
     def test_an_image_gives_the_same_output_alone_and_in_any_batch(self):
         _, model = make_pair(out_type='raw')
         spread_masks(model)

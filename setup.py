@@ -29,7 +29,7 @@ setup(
         'mmengine>=0.10.7,<0.11',
         'numpy',
         'setuptools<81',  # mmengine 0.10.7 reads pkg_resources, which later releases no longer ship
-        'torch>=2.2',
+        'torch>=2.6',
     ],
     extras_require={
         'cls': cls,

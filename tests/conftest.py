@@ -110,6 +110,35 @@ def tiny_config(tmp_path_factory, ade_root, pretrained) -> Path:
     return path
 
 
+@pytest.fixture
+def tiny_model_cfg(tiny_config):
+    """``model`` of the tiny config, ready for ``MODELS.build``: its host's scope is the default one."""
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        yield Config.fromfile(tiny_config).model
+
+
+def forget_runs() -> None:
+    """Drop what outlives a run in its process: its default scope, loggers, message hub, visualizer."""
+    if 'mmengine' not in sys.modules:
+        return
+    from mmengine.utils import ManagerMixin
+
+    kinds = [ManagerMixin]
+    for kind in kinds:
+        kind._instance_dict.clear()
+        kinds += kind.__subclasses__()
+
+
+@pytest.fixture(autouse=True)
+def no_traces_of_runs():
+    """Every test starts as a fresh process would."""
+    yield
+    forget_runs()
+
+
 def load_tool(name: str) -> ModuleType:
     """Import ``tools/<name>.py``, which is no package."""
     spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / 'tools' / f'{name}.py')
@@ -123,12 +152,7 @@ def run_tool():
     """``run_tool('train', config, '--work-dir', folder, ...)`` runs a tool in this process, as a fresh one would."""
 
     def run(name: str, *args) -> None:
-        from mmengine.utils import ManagerMixin
-
-        kinds = [ManagerMixin]
-        for kind in kinds:  # loggers and the like outlive a run; they are named after the second in which it starts
-            kind._instance_dict.clear()
-            kinds += kind.__subclasses__()
+        forget_runs()  # loggers and the like are named after the second in which a run starts
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(ROOT)
             patch.setattr(sys, 'argv', [f'tools/{name}.py', *map(str, args)])

@@ -121,11 +121,16 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', type=Path, help='folder to write to')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--scale', type=float, default=1.0, help='factor on the number of pictures')
+    parser.add_argument('--scale', type=float, default=1.0, help='factor on the number of pictures, in (0, 1]')
     args = parser.parse_args(argv)
-    train, val = int(4000 * args.scale), int(400 * args.scale)
+    if args.seed < 0:
+        parser.error(f'--seed must be at least 0, got {args.seed}.')
+    if not 0 < args.scale <= 1:
+        parser.error(f'--scale must lie in (0, 1], got {args.scale}.')
+    classes = len(SHAPES) * len(TEXTURES)  # each split of the classification task has all of them
+    train, val = (max(classes, round(count * args.scale)) for count in (4000, 400))
     write_classification(args.root / 'cls', dict(train=train, val=val), args.seed)
-    train, val = int(800 * args.scale), int(100 * args.scale)
+    train, val = (max(1, round(count * args.scale)) for count in (800, 100))
     write_segmentation(args.root / 'seg', dict(training=train, validation=val), args.seed)
 
 

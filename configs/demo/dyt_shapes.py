@@ -1,6 +1,6 @@
 """Stage 2 of the demo: Dynamic Tuning (DyT) on the frozen base of stage 1, light UPerNet; no number in the paper.
 
-python tools/train.py configs/demo/dyt_shapes.py --work-dir work_dirs/demo/dyt
+python tools/train.py configs/demo/dyt_shapes.py
 """
 
 _base_ = [
@@ -13,8 +13,9 @@ _base_ = [
 
 width, classes = _base_.arch.embed_dims, len(_base_.metainfo.classes)
 norm_cfg = dict(type='BN', requires_grad=True)
-head = dict(channels=32, num_classes=classes, norm_cfg=norm_cfg)
+head = dict(channels=64, num_classes=classes, norm_cfg=norm_cfg)
 checkpoint = '{{$MMDYT_DEMO:work_dirs/demo}}/pretrain/epoch_4.pth'
+work_dir = '{{$MMDYT_DEMO:work_dirs/demo}}/dyt'
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(
@@ -25,9 +26,10 @@ model = dict(
     auxiliary_head=dict(in_channels=width, **head),
     test_cfg=dict(_delete_=True, mode='whole'))
 
+optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=20),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=300),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=20, end=240),
 ]
-train_cfg = dict(max_iters=300, val_interval=300)
-default_hooks = dict(checkpoint=dict(interval=300))
+train_cfg = dict(max_iters=240, val_interval=240)
+default_hooks = dict(checkpoint=dict(interval=240))

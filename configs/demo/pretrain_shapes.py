@@ -1,6 +1,6 @@
 """Stage 1 of the demo: pre-train a small plain ViT to tell apart 20 textured shapes; no number in the paper.
 
-python tools/train.py configs/demo/pretrain_shapes.py --work-dir work_dirs/demo/pretrain
+python tools/train.py configs/demo/pretrain_shapes.py
 """
 
 _base_ = [
@@ -9,13 +9,14 @@ _base_ = [
     '../_base_/runtime/mmpretrain.py',
 ]
 
+work_dir = '{{$MMDYT_DEMO:work_dirs/demo}}/pretrain'
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(
         num_classes=_base_.num_classes, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5], to_rgb=True),
-    backbone=dict(type='VisionTransformer', arch=_base_.arch, img_size=48, patch_size=8),
+    backbone=dict(type='VisionTransformer', arch=_base_.arch, img_size=48, patch_size=8, out_type='avg_featmap'),
     head=dict(
-        type='VisionTransformerClsHead', num_classes=_base_.num_classes, in_channels=_base_.arch.embed_dims))
+        type='LinearClsHead', num_classes=_base_.num_classes, in_channels=_base_.arch.embed_dims))
 
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05))
 param_scheduler = [

@@ -1,7 +1,7 @@
 """Dynamic Tuning (DyT), ViT-Ti/16, UPerNet on CamVid; no number in the paper, the result is in docs/results.md.
 
-python tools/convert_timm_vit.py $MMDYT_DATA/weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
-python tools/train.py configs/dyt/upernet_vitti_camvid.py
+python tools/convert_timm_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
+python tools/train.py configs/dyt/upernet_vitti_camvid.py --amp
 """
 
 _base_ = [
@@ -12,17 +12,19 @@ _base_ = [
 ]
 
 norm_cfg = dict(type='BN', requires_grad=True)  # runs on the CPU; one device, so SyncBN would be the same
+sampler = dict(type='OHEMPixelSampler', thresh=0.7, min_kept=10000)  # poles and people are rare: train on hard pixels
 model = dict(
     data_preprocessor=dict(size=(320, 320)),
     backbone=dict(arch='deit-tiny', img_size=(320, 320), init_cfg=dict(checkpoint='pretrain/vit_tiny_patch16_224.pth')),
     neck=dict(embed_dim=192, norm_cfg=norm_cfg),
-    decode_head=dict(in_channels=[192, 192, 192, 192], channels=64, num_classes=11, norm_cfg=norm_cfg),
-    auxiliary_head=dict(in_channels=192, channels=64, num_classes=11, norm_cfg=norm_cfg),
+    decode_head=dict(
+        in_channels=[192, 192, 192, 192], channels=64, num_classes=11, norm_cfg=norm_cfg, sampler=sampler),
+    auxiliary_head=dict(in_channels=192, channels=64, num_classes=11, norm_cfg=norm_cfg, sampler=sampler),
     test_cfg=dict(_delete_=True, mode='whole'))
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=100, end=1500),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=100, end=1200),
 ]
-train_cfg = dict(max_iters=1500, val_interval=750)
-default_hooks = dict(checkpoint=dict(interval=500), logger=dict(interval=25))
+train_cfg = dict(max_iters=1200, val_interval=1200)
+default_hooks = dict(checkpoint=dict(interval=400), logger=dict(interval=25))

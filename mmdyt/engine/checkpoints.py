@@ -1,5 +1,6 @@
 """Does a checkpoint exist, load safely and fit the model?"""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,20 +38,62 @@ def read_tensors(path: str, prefix: str = '') -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If the file is no checkpoint that loads with torch's safety on, or has nothing below ``prefix``.
     """
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f'checkpoint must be a file of tensors that torch loads safely, got {path}: {reason}'
-        ) from error
-    tensors = checkpoint.get('state_dict', checkpoint)
+    checkpoint = read_checkpoint(path)
     prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
-    tensors = {re.sub(r'^module\.', '', name): tensor for name, tensor in tensors.items()}
+    tensors = {re.sub(r'^module\.', '', name): tensor for name, tensor in checkpoint['state_dict'].items()}
     tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     if not tensors:
         raise ValueError(f'checkpoint must hold tensors named {prefix!r}..., got none in {path}.')
     return tensors
+
+
+def read_checkpoint(path: str) -> dict:
+    """A checkpoint on the CPU, its tensors under ``state_dict`` even where the file holds nothing else.
+
+    Raises:
+        ValueError: If the file does not load with torch's safety on, or holds no named tensors.
+    """
+    try:
+        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    except Exception as error:
+        unsafe = re.search(r'GLOBAL (\S+)', str(error))
+        reason = f'it names {unsafe[1]}, which is not allowed' if unsafe else f'it is broken ({type(error).__name__})'
+        raise ValueError(
+            f'checkpoint must be a file of tensors that torch loads safely, got {path}: {reason}.'
+        ) from error
+    checkpoint = checkpoint if isinstance(checkpoint, dict) else {}
+    tensors = checkpoint.get('state_dict', checkpoint)
+    if not (tensors and isinstance(tensors, dict) and all(isinstance(t, torch.Tensor) for t in tensors.values())):
+        raise ValueError(f'checkpoint must hold named tensors, in state_dict or on top, got none in {path}.')
+    return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': tensors}
+
+
+def check_resumable(path: str) -> None:
+    """Refuse a checkpoint that training did not write, or whose config mmengine would execute on resuming.
+
+    Raises:
+        ValueError: If it holds no state of training, or code.
+    """
+    checkpoint = read_checkpoint(path)
+    missing = [part for part in ('meta', 'message_hub', 'optimizer') if part not in checkpoint]
+    if missing:
+        raise ValueError(
+            f'checkpoint must hold the state of training to resume from, got {path} without {", ".join(missing)}. '
+            f'To start from its weights: --cfg-options load_from={path}'
+        )
+    if not _is_plain(checkpoint['meta'].get('config', '')):
+        raise ValueError(f'checkpoint must hold a config of plain values, got code in that of {path}.')
+
+
+def _is_plain(config: str) -> bool:
+    """Whether the text assigns values and calls nothing but ``dict``."""
+    syntax = ast.Module, ast.Assign, ast.Name, ast.expr_context, ast.Call, ast.keyword, ast.Constant
+    values = ast.Dict, ast.List, ast.Tuple, ast.UnaryOp, ast.unaryop
+    nodes = list(ast.walk(ast.parse(config)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    return all(isinstance(node, syntax + values) for node in nodes) and all(
+        (name.id == 'dict') == isinstance(name.ctx, ast.Load) for name in names
+    )
 
 
 def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, exact: bool) -> None:
@@ -71,8 +114,9 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
     missing, unexpected = _load(model, dict(tensors), errors)
     if not exact:
         backbone = 'backbone.' if hasattr(model, 'backbone') else ''
-        missing = [n for n in missing if n.startswith(backbone) and not re.search(r'(^|\.)(dynamic|ln2)\.', n)]
+        added = rf'^{re.escape(backbone)}(ln2\.|.*\.dynamic\.)'
         final = rf'^{re.escape(backbone)}(ln[12]\.|cls_token)'
+        missing = [n for n in missing if n.startswith(backbone) and not re.search(added, n)]
         unexpected = [n for n in unexpected if n.startswith(backbone) and not re.search(final, n)]
         errors = [e for e in errors if e.startswith(backbone)]
     problems = [(missing, 'missing'), (unexpected, 'unexpected'), (errors, 'of another shape')]

@@ -91,8 +91,7 @@ class FLOPsHook(Hook):
             active = float(dispatch.patch_mask.sum())
             self._sums[f'active/{name}'] += active
             branch: DynamicBranch = backbone.get_submodule(name)
-            skips = branch.inference == 'packed' and not branch.complete
-            ran.append(active / batch + size.num_prefix_tokens if skips else tokens)
+            ran.append(active / batch + size.num_prefix_tokens if branch.inference == 'packed' else tokens)
         self._record.clear()
         if (height, width) not in self._part_macs:
             self._part_macs[height, width] = part_macs(self._host, features)

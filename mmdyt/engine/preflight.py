@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
-from mmdyt.engine.checkpoints import check_exists, check_fit, pretrained_cfgs, read_tensors
+from mmdyt.engine.checkpoints import check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
 from mmdyt.engine.names import check_types, near
 
 LOOPS = ('train', 'val', 'test')
@@ -86,21 +86,24 @@ def use_tta(cfg: Config) -> None:
         ValueError: If the config has none.
     """
     for name in ('tta_model', 'tta_pipeline'):
-        if name not in cfg:
+        if not cfg.get(name):
             raise ValueError(f'--tta must find {name} in the config, got none.')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = cfg.tta_model | dict(module=cfg.model)
 
 
 def paint_predictions(cfg: Config, folder: str) -> None:
-    """Let the config's visualization hook write predictions into ``folder``.
+    """Let the config's visualization hook write the prediction of every image into ``folder``.
 
     Raises:
         ValueError: If the config has no such hook.
     """
-    if 'visualization' not in cfg.get('default_hooks', {}) or 'visualizer' not in cfg:
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if not hook or not cfg.get('visualizer'):
         raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
-    cfg.default_hooks.visualization.draw = True
+    # mmseg's hook has a name and a switch of its own
+    switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
+    hook.update(interval=1, **switch)
     cfg.visualizer.save_dir = folder
 
 
@@ -132,7 +135,10 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
         check_exists(f'{where}.checkpoint', init_cfg['checkpoint'])
     model = MODELS.build(cfg.model)
     if cfg.get('load_from'):
-        exact = 'train' not in loops or cfg.get('resume', False)
+        resume = 'train' in loops and cfg.get('resume', False)
+        if resume:
+            check_resumable(cfg.load_from)
+        exact = 'train' not in loops or resume
         check_fit(model, read_tensors(cfg.load_from), cfg.load_from, exact=exact)
     elif 'train' in loops:
         for where, init_cfg in pretrained:
@@ -163,9 +169,8 @@ def check_data(dataset: ConfigDict | None, where: str) -> None:
     prefixes = dataset.get('data_prefix') or {}
     for name, prefix in prefixes.items() if isinstance(prefixes, dict) else [('', prefixes)]:
         if prefix and not (Path(root) / prefix).expanduser().is_dir():
-            raise FileNotFoundError(
-                f'{where}.data_prefix.{name} must name an existing folder, got {Path(root) / prefix}.'
-            )
+            name = f'data_prefix.{name}'.rstrip('.')
+            raise FileNotFoundError(f'{where}.{name} must name an existing folder, got {Path(root) / prefix}.')
     annotations = dataset.get('ann_file')
     if annotations and not (Path(root) / annotations).expanduser().is_file():
         raise FileNotFoundError(f'{where}.ann_file must name an existing file, got {Path(root) / annotations}.')

@@ -31,8 +31,8 @@ class RNGStateHook(Hook):
         self._before_val: dict | None = None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add ``rng_state`` to the checkpoint; a best checkpoint, written within validation, gets the one before it."""
-        checkpoint['rng_state'] = self._before_val or get_random_states()
+        """Add ``rng_state`` to the checkpoint."""
+        checkpoint['rng_state'] = get_random_states()
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Remember the states; they are put back when training starts, and only when it resumes."""
@@ -45,7 +45,6 @@ class RNGStateHook(Hook):
     def after_val(self, runner) -> None:
         """Go on as if there had been no validation."""
         set_random_states(self._before_val)
-        self._before_val = None
 
     def before_train_epoch(self, runner) -> None:
         """Epoch-based loops: restore everything before the data loader starts its workers."""

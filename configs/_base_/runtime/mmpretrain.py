@@ -17,7 +17,7 @@ env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl'))
-randomness = dict(seed=0)
+randomness = dict(seed=0, diff_rank_seed=True)  # ranks draw different noise
 visualizer = dict(
     type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
 log_level = 'INFO'

@@ -1,0 +1,115 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+CONFIG = 'configs/dyt/upernet_vitb_ade20k.py'
+PARTS = 'backbone', 'neck', 'head'
+C, LAYERS, BOTTLENECK = 768, 12, 64
+
+
+def vitb_macs(side: int, rate: float = 1.0, adapted: bool = True) -> int:
+    """ViT-B/16 without final norm on ``side`` x ``side`` patches: arXiv 2403.11808's counter."""
+    patches = side * side
+    n, k = patches + 1, 1 + rate * patches
+    added = adapted * (2 * n * C * BOTTLENECK + patches * C)
+    return patches * C * 16 * 16 * 3 + LAYERS * round(
+        4 * n * C**2 + 2 * n**2 * C + 8 * k * C**2 + 5 * n * C + 5 * k * C + added
+    )
+
+
+@pytest.fixture(scope='module')
+def count(run_tool, tmp_path_factory):
+    """``count('--rate', 1, ...)`` returns what the tool writes."""
+
+    def run(*args) -> dict:
+        file = tmp_path_factory.mktemp('flops') / 'counts.json'
+        run_tool('get_flops', CONFIG, *args, '--json', file)
+        return json.loads(file.read_text())
+
+    return run
+
+
+@pytest.fixture(scope='module')
+def counts(count) -> dict:
+    return count()
+
+
+def test_structure(counts):
+    assert list(counts) == ['total', *PARTS, 'params']
+    assert all(counts[name].keys() == {'macs', 'dense_macs'} for name in ('total', *PARTS))
+    assert counts['params'].keys() == {'tuned', 'frozen', 'adapter', 'dispatcher', 'neck', 'head'}
+    assert all(type(number) is int for part in counts.values() for number in part.values())
+
+
+def test_backbone_is_the_closed_form(counts):
+    assert counts['backbone'] == dict(macs=vitb_macs(32, 0.5), dense_macs=vitb_macs(32, adapted=False))
+    assert counts['backbone']['dense_macs'] / 1e9 == pytest.approx(107.12, abs=0.005)
+
+
+def test_total_is_the_sum(counts):
+    for name in ('macs', 'dense_macs'):
+        assert counts['total'][name] == sum(counts[part][name] for part in PARTS)
+    for part in ('neck', 'head'):
+        assert counts[part]['macs'] == counts[part]['dense_macs'] > 0
+
+
+def test_neck_by_hand(counts):
+    # transposed convolutions of 2 x 2 and stride 2, one MAC per input pixel and weight: x2 at 32, x4 at 32 and 64
+    assert counts['neck']['macs'] == 4 * C * C * (32 * 32 + 32 * 32 + 64 * 64)
+
+
+def test_parameters(counts):
+    layer = 4 * C * C + 8 * C * C + (3 + 1 + 4 + 1) * C + 2 * 2 * C  # weights, biases, two norms
+    base = LAYERS * layer + (16 * 16 * 3 * C + C) + C + (32 * 32 + 1) * C  # patches, CLS, positions
+    params = counts['params']
+    assert params['frozen'] == base
+    # arXiv 2403.11808's 1.19 M for d = 64; its dispatchers are C + 1 each
+    assert params['adapter'] == LAYERS * (2 * C * BOTTLENECK + BOTTLENECK + C) == 1_189_632
+    assert params['dispatcher'] == LAYERS * (C + 1) == 9_228
+    auxiliary = 9 * C * 256 + 2 * 256 + 256 * 150 + 150  # conv 3 x 3, norm, classes: tuned, but not run at inference
+    assert params['tuned'] == sum(params[name] for name in ('adapter', 'dispatcher', 'neck', 'head')) + auxiliary
+
+
+def test_rate_and_shape(count):
+    full = count('--rate', '1', '--shape', 256, 256)
+    assert full['backbone'] == dict(macs=vitb_macs(16), dense_macs=vitb_macs(16, adapted=False))
+    # no weights are read; 1000 pixels are 62.5 patches, padded to 63
+    odd = count('--rate', '0', '--shape', 1008, 1000, '--cfg-options', 'model.backbone.init_cfg.checkpoint=no.pth')
+    assert odd['backbone']['macs'] == vitb_macs(63, 0.0)
+
+
+def test_the_table_names_its_unit(run_tool, capsys):
+    run_tool('get_flops', CONFIG)
+    table = capsys.readouterr().out
+    assert re.search(r'^backbone +\d+\.\d{3} +107\.1\d\d ', table, re.MULTILINE)
+    assert 'GMACs are MACs (papers print them as FLOPs).' in table and 'activation rate 0.50' in table
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        ((CONFIG, '--rate', '50'), '--rate must lie in [0, 1], got 50.0. Rates are fractions, not percent.'),
+        ((CONFIG, '--rate', '-0.1'), '--rate must lie in [0, 1], got -0.1.'),
+        ((CONFIG, '--shape', '0', '512'), '--shape must hold two positive sizes in pixels, got [0, 512].'),
+        (
+            (CONFIG, '--json', 'no_such_folder/x.json'),
+            '--json must name a file in an existing folder, got no_such_folder',
+        ),
+        (('configs/no.py',), 'config must name an existing file, got configs/no.py.'),
+        (
+            (CONFIG, '--cfg-options', 'model.decode_head.type=UperHead'),
+            'model.decode_head.type must be a registered type',
+        ),
+        ((CONFIG, '--cfg-options', 'model.target_rate=50'), 'target_rate must lie in (0, 1], got 50.'),
+        (('configs/demo/pretrain_shapes.py',), 'model must have a mmdyt.DyTVisionTransformer as its backbone'),
+    ],
+)
+def test_refusals(run_tool, capfd, args, expected):
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool('get_flops', *args)
+    assert exit_info.value.code == 2
+    (message,) = capfd.readouterr().err.splitlines()
+    assert message.startswith('error: ') and expected in message
+    assert not Path('no_such_folder').exists()

@@ -1,0 +1,168 @@
+"""Show Dynamic Tuning (DyT) end to end on a CPU, in a few minutes and without a download.
+
+python tools/demo.py [--work-dir work_dirs/demo] [--seed 0]
+
+Draws a small data set, pre-trains a small Vision Transformer on one task, freezes it, adapts it to another with Dynamic
+Tuning, tests it, and reports what it learned and what it skipped. Every step is a command that you could type yourself.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from mmdyt import compat
+
+compat.install()
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+from mmengine.logging import MMLogger  # noqa: E402
+from mmseg.apis import inference_model, init_model  # noqa: E402
+
+from mmdyt.core.branch import record_dispatch  # noqa: E402
+from mmdyt.core.grid import active_share  # noqa: E402
+from mmdyt.core.tuning import count_parameters  # noqa: E402
+from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+PRETRAIN, TUNE = 'configs/demo/pretrain_shapes.py', 'configs/demo/dyt_shapes.py'
+VALIDATION = 'data/seg/annotations/validation'  # within the demo's folder, as STAMP
+STAMP = '.mmdyt_demo'
+WIDTH = shutil.get_terminal_size((120, 24)).columns
+PROGRESS = ('Epoch(', 'Iter(', 'Parameters (M)')
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo', help='folder to start afresh')
+    parser.add_argument('--seed', type=int, default=0, help='of the data and of the training')
+    parser.add_argument('--scale', type=float, default=1.0, help='factor on pictures and tuning steps, in (0, 1]')
+    return parser.parse_args(argv)
+
+
+def start_afresh(work_dir: Path) -> None:
+    """Empty the demo's folder; a folder of anything else is refused."""
+    if work_dir.exists() and not ((work_dir / STAMP).exists() or (work_dir.is_dir() and not any(work_dir.iterdir()))):
+        raise SystemExit(f'error: --work-dir must be new, empty or from an earlier demo, got {work_dir}.')
+    shutil.rmtree(work_dir, ignore_errors=True)
+    work_dir.mkdir(parents=True)
+    (work_dir / STAMP).touch()
+
+
+def run(title: str, command: list[str], log: Path) -> float:
+    """Run one of the tools, show its progress, keep all it says in ``log``; return the seconds that it took."""
+    print(f'\n{title}\n$ MMDYT_DEMO={shlex.quote(os.environ["MMDYT_DEMO"])} python {shlex.join(command)}', flush=True)
+    start = time.perf_counter()
+    with (
+        log.open('w') as file,
+        subprocess.Popen(
+            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        for line in process.stdout:
+            file.write(line)
+            if any(word in line for word in PROGRESS):
+                print('  ' + line.rstrip().rpartition(' - INFO - ')[2][: WIDTH - 2], flush=True)
+    if process.returncode:
+        raise SystemExit(f'{"".join(log.read_text().splitlines(True)[-15:])}error: this command failed; see {log}.')
+    return time.perf_counter() - start
+
+
+def run_stages(work_dir: Path, seed: int, scale: float) -> dict[str, float]:
+    """Draw, pre-train, tune and test; return the seconds of each."""
+    data = ['tools/demo_data.py', str(work_dir / 'data'), '--seed', str(seed)]
+    pretrain = ['tools/train.py', PRETRAIN, '--cfg-options', f'randomness.seed={seed}']
+    tune = ['tools/train.py', TUNE, '--cfg-options', f'randomness.seed={seed}']
+    if scale != 1:
+        data += ['--scale', str(scale)]
+        tune.append(f'train_cfg.max_iters={max(1, round(Config.fromfile(TUNE).train_cfg.max_iters * scale))}')
+    seconds = dict(
+        draw=run('1. Draw the data', data, work_dir / 'draw.log'),
+        pretrain=run('2. Pre-train a plain ViT to classify', pretrain, work_dir / 'pretrain.log'),
+        tune=run('3. Freeze it, and tune it dynamically to segment', tune, work_dir / 'tune.log'),
+    )
+    test = ['tools/test.py', TUNE, checkpoint(work_dir)]
+    return seconds | dict(test=run('4. Test', test, work_dir / 'test.log'))
+
+
+def checkpoint(work_dir: Path) -> str:
+    """The last checkpoint of the tuning."""
+    return (work_dir / 'dyt/last_checkpoint').read_text()
+
+
+def one_class_miou(annotations: Path) -> float:
+    """Best mIoU (%) of predicting one and the same class everywhere; 0 in the annotations is ignored."""
+    masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in annotations.glob('*.png')]
+    counts = sum(np.bincount(mask.ravel(), minlength=256) for mask in masks)[1:]
+    return 100 * counts.max() / counts.sum() / (counts > 0).sum()
+
+
+def report(work_dir: Path, model, seconds: dict[str, float]) -> str:
+    """What was reached: from the metrics that the test left, the validation masks and the model itself."""
+    (file,) = work_dir.glob('dyt/*/*.json')
+    metrics = json.loads(file.read_text())
+    count = {part: number / 1e6 for part, number in count_parameters(model).items()}
+    layers = [value for name, value in metrics.items() if name.startswith('activation_rate/')]
+    saved = {part: 1 - metrics[part] / metrics[f'{part}_dense'] for part in ('gmacs', 'gmacs_backbone')}
+    return f"""
+mIoU                 {metrics['mIoU']:.1f} %; one class everywhere: {one_class_miou(work_dir / VALIDATION):.1f} %
+Activation rate      {metrics['activation_rate']:.3f}; target {model.target_rate:.3f}
+  by layer           {' '.join(f'{rate:.2f}' for rate in layers)}
+GMACs per image      {metrics['gmacs']:.4f}; dense {metrics['gmacs_dense']:.4f}: {saved['gmacs']:.0%} saved
+  of the backbone    {metrics['gmacs_backbone']:.4f}; dense {metrics['gmacs_backbone_dense']:.4f}: {
+        saved['gmacs_backbone']:.0%} saved
+Parameters (M)       {count['tuned']:.3f} tuned (adapters {count['adapter']:.3f}, dispatchers {
+        count['dispatcher']:.3f}, the rest neck and heads), {count['frozen']:.3f} frozen
+Wall time (s)        {', '.join(f'{stage} {value:.0f}' for stage, value in seconds.items())}; {
+        sum(seconds.values()):.0f} in all
+These are MACs (papers print them as FLOPs)."""
+
+
+def draw_picture(work_dir: Path, model, count: int = 6) -> Path:
+    """Write the first validation images beside ground truth, prediction and active tokens."""
+    names, palette = model.dataset_meta['classes'], model.dataset_meta['palette']
+    rows = []
+    for annotation in sorted((work_dir / VALIDATION).glob('*.png'))[:count]:
+        image = cv2.imread(str(work_dir / 'data/seg/images/validation' / annotation.name))
+        with record_dispatch(model) as record:
+            prediction = inference_model(model, image).pred_sem_seg.data[0].numpy()
+        truth = cv2.imread(str(annotation), cv2.IMREAD_UNCHANGED) - np.uint8(1)  # 0, ignored, becomes 255
+        share = active_share(record.flat(), model.backbone.patch_resolution)[0].numpy()
+        rows.append([image, paint_labels(truth, palette), paint_labels(prediction, palette), heat_map(share)])
+    table = picture_table(['image', 'ground truth', 'prediction', 'active tokens'], rows)
+    classes = legend(names, paint_labels(np.arange(len(names)), palette), table.shape[1])
+    steps = np.linspace(0, 1, 5)
+    scale = legend([f'in {step:.0%} of layers' for step in steps], heat_map(steps[None])[0], table.shape[1])
+    path = work_dir / 'demo.png'
+    cv2.imwrite(str(path), framed(stack([table, classes, scale])))
+    return path
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo in the repository's root, as its commands are printed."""
+    args = parse_args(argv)
+    work_dir = args.work_dir.resolve()
+    start_afresh(work_dir)
+    os.chdir(ROOT)
+    work_dir = work_dir.relative_to(ROOT) if work_dir.is_relative_to(ROOT) else work_dir
+    os.environ['MMDYT_DEMO'] = str(work_dir)
+    os.environ.setdefault('OMP_NUM_THREADS', '1')  # tensors as small as these gain little from more threads
+    MMLogger.get_current_instance().setLevel('WARNING')  # this process reports, the stages log
+    warnings.simplefilter('ignore')
+    seconds = run_stages(work_dir, args.seed, args.scale)
+    model = init_model(TUNE, checkpoint(work_dir), device='cpu')
+    print(report(work_dir, model, seconds))
+    print(f'Picture              {draw_picture(work_dir, model)}')
+
+
+if __name__ == '__main__':
+    main()

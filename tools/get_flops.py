@@ -17,8 +17,7 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
-from mmdyt.core.branch import complete_model  # noqa: E402
-from mmdyt.core.macs import dense_vit_macs, vit_macs  # noqa: E402
+from mmdyt.core.branch import complete_model, dynamic_branches  # noqa: E402
 from mmdyt.core.tuning import count_parameters  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
 from mmdyt.engine.flops import HEADS, find_host, part_macs  # noqa: E402
@@ -52,14 +51,14 @@ def build_host(args: argparse.Namespace) -> nn.Module:
 def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dict[str, int]]:
     """MACs of every part with patch tokens active at ``rate``, beside dense, and parameters."""
     backbone = host.backbone
-    patches, size = backbone.num_patches(*shape), backbone.size()
-    active = [rate * patches + size.num_prefix_tokens] * backbone.num_layers
+    k = rate * backbone.num_patches(*shape) + backbone.size().num_prefix_tokens
+    active = {name: k for name in dynamic_branches(backbone)}
     with torch.no_grad(), complete_model(host):
         channels = backbone.patch_embed.projection.in_channels
         features = backbone(torch.empty(1, channels, *shape, device='meta'))
     parts = part_macs(host, features)
-    macs = dict(backbone=round(vit_macs(size, patches, active)), **parts)
-    dense = dict(backbone=round(dense_vit_macs(size, patches, backbone.num_layers)), **parts)
+    macs = dict(backbone=round(float(backbone.macs(*shape, active))), **parts)
+    dense = dict(backbone=round(backbone.dense_macs(*shape)), **parts)
     counts = {name: dict(macs=macs[name], dense_macs=dense[name]) for name in macs}
     counts = dict(total=dict(macs=sum(macs.values()), dense_macs=sum(dense.values()))) | counts
     return counts | dict(params=count_parts_parameters(host))

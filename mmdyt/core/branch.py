@@ -7,8 +7,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from .attention import DENSE
 from .dispatcher import Dispatch
-from .executors import EXECUTORS, Branch, masked
+from .executors import EXECUTORS, Branch
 
 
 class DynamicBranch(nn.Module):
@@ -21,7 +22,10 @@ class DynamicBranch(nn.Module):
         adapter: Maps (B, N, C) to its update (B, N, C).
         dispatcher: Maps (B, N, C) to a :class:`~mmdyt.core.dispatcher.Dispatch`.
         inference: Executor of inference, ``'packed'`` (skips) or ``'masked'`` (computes all, for comparison).
-            Training, and eval with gradients enabled (saliency maps), always use ``'masked'``: packed writes in place.
+        training_keys: What attention sees in training: ``'active'`` tokens, as in inference, or ``'all'``, eq. (5)
+            taken literally, with which training and inference compute different functions. No matter for an MLP.
+
+    In training, and in eval with gradients enabled (saliency maps), a masked executor is used: packed writes in place.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -30,13 +34,18 @@ class DynamicBranch(nn.Module):
         ValueError: If ``inference`` is unknown.
     """
 
-    def __init__(self, adapter: nn.Module, dispatcher: nn.Module, inference: str = 'packed'):
+    def __init__(
+        self, adapter: nn.Module, dispatcher: nn.Module, inference: str = 'packed', training_keys: str = 'active'
+    ):
         super().__init__()
-        if inference not in EXECUTORS:
-            raise ValueError(f'inference must be one of {sorted(EXECUTORS)}, got {inference!r}.')
+        if inference not in ('packed', 'masked'):
+            raise ValueError(f"inference must be 'packed' or 'masked', got {inference!r}.")
+        if training_keys not in ('active', 'all'):
+            raise ValueError(f"training_keys must be 'active' or 'all', got {training_keys!r}.")
         self.adapter = adapter
         self.dispatcher = dispatcher
         self.inference = inference
+        self.training_keys = training_keys
         self.complete = False
         self._records: list[DispatchRecord] = []
 
@@ -50,16 +59,22 @@ class DynamicBranch(nn.Module):
 
         Args:
             x: Tokens, (B, N, C).
-            branch: The frozen branch incl. its norm, without its residual connection.
+            branch: The frozen branch incl. its norm, without its residual connection; called with tokens and their
+                :class:`~mmdyt.core.attention.Layout`.
         """
         out = x + self.adapter(x)  # eq. (6): X + Adapter(X)
         if self.complete:
             self._record(self._all_active(x))
-            return out + branch(x)
+            return out + branch(x, DENSE)
         dispatch = self.dispatcher(x)  # eqs. (3), (4)
         self._record(dispatch)
-        execute = masked if self.training or torch.is_grad_enabled() else EXECUTORS[self.inference]
-        return execute(branch, x, out, dispatch.mask)  # eqs. (2), (5)
+        return EXECUTORS[self._executor()](branch, x, out, dispatch.mask)  # eqs. (2), (5)
+
+    def _executor(self) -> str:
+        """Which executor runs now."""
+        if self.training and self.training_keys == 'all':
+            return 'masked_all_keys'
+        return 'masked' if self.training or torch.is_grad_enabled() else self.inference
 
     def _all_active(self, x: Tensor) -> Dispatch:
         """The dispatch of the complete model; takes no memory."""

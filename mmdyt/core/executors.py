@@ -1,17 +1,20 @@
 """How a branch runs on a mask. Each executor adds the branch's update of the active tokens to ``out``.
 
-``branch`` maps (B, N, C) tokens to their (B, N, C) update and may mix nothing across tokens (an MLP, with its norm).
+A branch maps tokens and their :class:`~mmdyt.core.attention.Layout` to an update of the same shape. A branch that mixes
+tokens (attention, a whole layer) must look at the active ones only, and the layout says which these are.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor
 
-Branch = Callable[[Tensor], Tensor]
+from .attention import DENSE, Layout
+
+Branch = Callable[[Tensor, Layout], Tensor]
 
 
 def masked(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
-    """Run the branch on every token and multiply by the mask, eq. (5). Differentiable; saves nothing.
+    """Run the branch on every token, inactive keys hidden, and multiply by the mask, eq. (5). Saves nothing.
 
     Args:
         branch: The heavy branch.
@@ -22,17 +25,26 @@ def masked(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, N, C).
     """
-    return out + mask.to(out.dtype) * branch(x)  # eq. (6)
+    layout = Layout(keys=mask.detach().squeeze(-1) > 0)
+    return out + mask.to(out.dtype) * branch(x, layout)  # eq. (6)
+
+
+def masked_all_keys(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
+    """As :func:`masked`, but inactive tokens may be attended to: eq. (5) taken literally, for comparison.
+
+    For attention this trains another function than inference computes. The arguments are those of :func:`masked`.
+    """
+    return out + mask.to(out.dtype) * branch(x, DENSE)  # eq. (6)
 
 
 def packed(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     """Gather the active tokens of all images into one row, run the branch on these only, scatter back.
 
-    Images of a batch may differ in their number of active tokens: nothing is padded. Writes into ``out`` in place,
-    hence for inference only.
+    Images of a batch may differ in their number of active tokens. Writes into ``out`` in place, hence for inference
+    only.
 
     Args:
-        branch: The heavy branch; must treat every token on its own.
+        branch: The heavy branch.
         x: Its input, (B, N, C).
         out: What the update is added to, (B, N, C); may be overwritten.
         mask: (B, N, 1), 0 or 1.
@@ -43,10 +55,15 @@ def packed(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     active = mask.flatten().nonzero().squeeze(1)  # (K,)
     if active.numel() == 0:
         return out
-    update = branch(x.flatten(0, 1).index_select(0, active).unsqueeze(0)).squeeze(0)  # (K, C)
+    layout = Layout(lengths=tuple(mask.sum(dim=(1, 2)).int().tolist()))
+    update = branch(x.flatten(0, 1).index_select(0, active).unsqueeze(0), layout).squeeze(0)  # (K, C)
     # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
     rows = out.contiguous().flatten(0, 1)
     return rows.index_add_(0, active, update.to(out.dtype)).view(x.shape)  # eq. (6), active rows only
 
 
-EXECUTORS: dict[str, Callable[[Branch, Tensor, Tensor, Tensor], Tensor]] = {'masked': masked, 'packed': packed}
+EXECUTORS: dict[str, Callable[[Branch, Tensor, Tensor, Tensor], Tensor]] = {
+    'masked': masked,
+    'masked_all_keys': masked_all_keys,
+    'packed': packed,
+}

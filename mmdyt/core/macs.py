@@ -1,7 +1,7 @@
 """Multiply-adds (MACs) of a dispatched ViT in closed form, and an op-level counter for everything else.
 
 One multiply-add is one MAC; papers print MACs as "FLOPs". A linear layer costs one MAC per weight and token. n tokens
-incl. prefix, N patch tokens, k active tokens incl. prefix, C width.
+incl. prefix, N patch tokens, a and k tokens that run attention and MLP, incl. prefix, C width.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 LAYER_NORM_MACS = 5  # per element, the paper's counter
@@ -19,17 +20,21 @@ def linear_weights(module: nn.Module) -> int:
     return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
+Count = float | Tensor  # Tensors hold one entry per image
+
+
 @dataclass(frozen=True)
 class ViTSize:
-    """What the closed form must know of a ViT with MLP dispatch; the weights are counted per layer.
+    """What the closed form must know of a ViT; the weights are counted per layer.
 
     Attributes:
         dim: C.
         patch_weights: Input values of one patch, 16 * 16 * 3.
         attn_weights: Weights of qkv and output projection, 4 C^2.
         mlp_weights: Weights of the MLP, 8 C^2 at MLP ratio 4.
-        adapter_weights: Weights of the adapter, 2 C d; 0 for a plain ViT.
-        dispatcher_weights: Weights of the dispatcher, C; 0 for a plain ViT.
+        adapter_weights: Weights of a layer's adapters, 2 C d each; 0 for a plain ViT.
+        dispatcher_weights: Weights of a layer's dispatchers, C each; 0 for a plain ViT.
+        adapter_macs_per_image: What a layer's adapters cost beside their tokens: router and mixing of experts.
         num_prefix_tokens: Tokens that are no patch (CLS, registers).
         extra_norms: LayerNorms over all tokens outside the layers (final norm, pre-norm).
     """
@@ -40,45 +45,48 @@ class ViTSize:
     mlp_weights: int
     adapter_weights: int = 0
     dispatcher_weights: int = 0
+    adapter_macs_per_image: int = 0
     num_prefix_tokens: int = 1
     extra_norms: int = 1
 
 
-def vit_macs(size: ViTSize, num_patches: int, active: Sequence[float], *, adapted: bool = True) -> float:
+def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Count]], *, adapted: bool = True) -> Count:
     """MACs of one image through the backbone.
 
-    ``N C (16*16*3) + sum over layers (4nC^2 + 2n^2 C + 8kC^2 + 2nCd + NC + 5nC + 5kC) + 5nC``. Linear in k, so mean
-    counts give mean MACs.
+    ``N C (16*16*3) + sum over layers (4aC^2 + 2a^2 C + 8kC^2 + 2nCd + NC + 5aC + 5kC) + 5nC``, a and k the tokens that
+    run attention and MLP. With dispatched MLPs a = n, the form of the paper; it is linear in k, but not in a.
 
     Args:
         size: The ViT.
         num_patches: N.
-        active: k of each layer incl. prefix tokens; its length is the depth.
+        active: (a, k) of each layer incl. prefix tokens; its length is the depth.
         adapted: Count adapters and dispatchers. False is the plain ViT.
 
     Returns:
-        MACs; exact for whole ``active``.
+        MACs; exact for whole counts. A tensor where counts are tensors.
 
     Raises:
         ValueError: If an entry of ``active`` is no possible count.
     """
     tokens = num_patches + size.num_prefix_tokens
-    if not all(0 <= k <= tokens for k in active):
-        raise ValueError(f'active must hold counts in [0, {tokens}], got {list(active)}. They include prefix tokens.')
+    counts = torch.cat([torch.as_tensor(count, dtype=torch.float64).flatten() for pair in active for count in pair])
+    if not ((counts >= 0) & (counts <= tokens)).all():
+        raise ValueError(
+            f'active must hold counts in [0, {tokens}], got {counts.min():g} to {counts.max():g}. '
+            'They include prefix tokens.'
+        )
     norm = LAYER_NORM_MACS * size.dim
-    attention = tokens * size.attn_weights + 2 * tokens**2 * size.dim
-    added = (tokens * size.adapter_weights + num_patches * size.dispatcher_weights) * adapted
-    per_layer = attention + added + tokens * norm
-    mlp = sum(k * (size.mlp_weights + norm) for k in active)
-    return (
-        num_patches * size.dim * size.patch_weights + len(active) * per_layer + mlp + size.extra_norms * tokens * norm
-    )
+    attention = sum(a * (size.attn_weights + norm) + 2 * a**2 * size.dim for a, _ in active)
+    mlp = sum(k * (size.mlp_weights + norm) for _, k in active)
+    per_layer = tokens * size.adapter_weights + num_patches * size.dispatcher_weights + size.adapter_macs_per_image
+    added = len(active) * per_layer if adapted else 0
+    return num_patches * size.dim * size.patch_weights + attention + mlp + added + size.extra_norms * tokens * norm
 
 
 def dense_vit_macs(size: ViTSize, num_patches: int, num_layers: int) -> float:
     """MACs of the plain ViT, all tokens active, without adapters and dispatchers: what "dense" means everywhere."""
     tokens = num_patches + size.num_prefix_tokens
-    return vit_macs(size, num_patches, [tokens] * num_layers, adapted=False)
+    return vit_macs(size, num_patches, [(tokens, tokens)] * num_layers, adapted=False)
 
 
 def _layer_norm_flops(input_shape, *args, out_shape=None, **kwargs) -> int:

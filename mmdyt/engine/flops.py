@@ -11,7 +11,7 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from mmdyt.core.branch import DynamicBranch, record_dispatch
-from mmdyt.core.macs import count_macs, dense_vit_macs, vit_macs
+from mmdyt.core.macs import count_macs
 from mmdyt.registry import HOOKS
 
 HEADS = ('decode_head', 'head', 'cls_head')  # mmseg, mmpretrain, mmaction2
@@ -24,7 +24,7 @@ def find_host(model: nn.Module) -> nn.Module:
         TypeError: If there is none.
     """
     for module in model.modules():
-        if hasattr(getattr(module, 'backbone', None), 'size'):
+        if hasattr(getattr(module, 'backbone', None), 'dense_macs'):
             return module
     raise TypeError(f'model must have a mmdyt.DyTVisionTransformer as its backbone, got {type(model).__name__}.')
 
@@ -63,7 +63,8 @@ class FLOPsHook(Hook):
     cost. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
     FLOPs.
 
-    Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens),
+    Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
+    ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
     ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image).
     """
 
@@ -83,26 +84,26 @@ class FLOPsHook(Hook):
     def _count(self, backbone: nn.Module, args: tuple, features: tuple[Tensor, ...]) -> None:
         """Add up one forward pass of the backbone over a batch of images, windows or views."""
         batch, _, height, width = args[0].shape
-        size, patches = backbone.size(), backbone.num_patches(height, width)
-        tokens = patches + size.num_prefix_tokens
-        ran = []
+        active = {}
         for name in self._record.names:
             (dispatch,) = self._record.dispatches[name]
-            active = float(dispatch.patch_mask.sum())
-            self._sums[f'active/{name}'] += active
+            patches = dispatch.patch_mask.float().sum(dim=(1, 2)).cpu()  # (B,)
+            self._sums[f'active/{name}'] += patches.sum().item()
             branch: DynamicBranch = backbone.get_submodule(name)
-            ran.append(active / batch + size.num_prefix_tokens if branch.inference == 'packed' else tokens)
+            if branch.inference == 'packed':
+                active[name] = patches + dispatch.num_prefix_tokens
         self._record.clear()
         if (height, width) not in self._part_macs:
             self._part_macs[height, width] = part_macs(self._host, features)
-        decoder = sum(self._part_macs[height, width].values())
-        macs, dense = vit_macs(size, patches, ran), dense_vit_macs(size, patches, backbone.num_layers)
+        decoder = batch * sum(self._part_macs[height, width].values())
+        macs = torch.as_tensor(backbone.macs(height, width, active)).expand(batch).sum().item()
+        dense = batch * backbone.dense_macs(height, width)
         self._sums.update(
-            patches=batch * patches,
-            backbone=batch * macs,
-            backbone_dense=batch * dense,
-            total=batch * (macs + decoder),
-            dense=batch * (dense + decoder),
+            patches=batch * backbone.num_patches(height, width),
+            backbone=macs,
+            backbone_dense=dense,
+            total=macs + decoder,
+            dense=dense + decoder,
         )
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -131,9 +132,9 @@ class FLOPsHook(Hook):
         """Means over all images of all ranks, into the log, the message hub and the metrics."""
         sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
         images, patches = sums['images'], sums['patches']
-        rates = [sums[f'active/{name}'] / patches for name in self._record.names]
-        report = dict(activation_rate=sum(rates) / len(rates))
-        report |= {f'activation_rate/layer_{i}': rate for i, rate in enumerate(rates)}
+        rates = {label: sums[f'active/{name}'] / patches for name, label in _labels(self._record.names).items()}
+        report = dict(activation_rate=sum(rates.values()) / len(rates))
+        report |= {f'activation_rate/{layer}': rate for layer, rate in rates.items()}
         report |= dict(
             gmacs=sums['total'] / images / 1e9,
             gmacs_dense=sums['dense'] / images / 1e9,
@@ -154,9 +155,16 @@ def _sum_over_ranks(values: list[float]) -> list[float]:
     return total.tolist()
 
 
-def _sentence(report: dict[str, float], rates: list[float], target: float | None) -> str:
+def _labels(names: list[str]) -> dict[str, str]:
+    """``layers.3.dynamic.mlp`` -> ``layer_3``; where a layer has two dispatchers, ``layer_3_mlp``."""
+    parts = [name.split('.') for name in names]
+    several = len(names) > len({i for _, i, _, _ in parts})
+    return {'.'.join(p): f'layer_{p[1]}_{p[3]}' if several else f'layer_{p[1]}' for p in parts}
+
+
+def _sentence(report: dict[str, float], rates: dict[str, float], target: float | None) -> str:
     wanted = '' if target is None else f' (target {target:.2f})'
-    layers = ' '.join(f'{rate:.2f}' for rate in rates)
+    layers = ' '.join(f'{rate:.2f}' for rate in rates.values())
     return (
         f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. '
         f'GMACs per image: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '

@@ -23,7 +23,7 @@ def giga(macs: float) -> float:
     [(64, 1.0, 17.817), (64, 0.5, 12.263), (8, 0.5, 12.060)],
 )
 def test_closed_form_gives_the_published_counts(bottleneck, rate, expected):
-    macs = vit_macs(vit_b(bottleneck), 196, [1 + rate * 196] * 12)
+    macs = vit_macs(vit_b(bottleneck), 196, [(197, 1 + rate * 196)] * 12)
     assert giga(macs) == pytest.approx(expected, abs=5e-4)
 
 
@@ -32,8 +32,8 @@ def test_dense_is_the_plain_vit():
 
 
 def test_impossible_counts_are_refused():
-    with pytest.raises(ValueError, match=r'active must hold counts in \[0, 197\], got \[198\]'):
-        vit_macs(vit_b(8), 196, [198])
+    with pytest.raises(ValueError, match=r'active must hold counts in \[0, 197\], got 197 to 198'):
+        vit_macs(vit_b(8), 196, [(197, 198)])
 
 
 def test_counter_sees_attention_however_it_is_computed():

@@ -4,20 +4,20 @@ import torch.nn as nn
 from mmpretrain.models.backbones import VisionTransformer
 
 from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
-from mmdyt.core.macs import count_macs, dense_vit_macs, vit_macs
+from mmdyt.core.macs import count_macs
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
 
 TINY = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
 
 
-def make_pair(seed=0, **vit):
+def make_pair(seed=0, dispatch='mlp', **vit):
     """A plain mmpretrain ViT with random weights everywhere, and a Dynamic Tuning one with the same."""
     arguments = dict(arch=TINY, img_size=32, patch_size=8) | vit
     torch.manual_seed(seed)
     plain = VisionTransformer(**arguments)
     plain.init_weights()
-    dynamic = DyTVisionTransformer(**arguments)
+    dynamic = DyTVisionTransformer(dispatch=dispatch, **arguments)
     result = dynamic.load_state_dict(plain.state_dict(), strict=False)
     assert not result.unexpected_keys
     assert result.missing_keys and all('.dynamic.' in name for name in result.missing_keys)
@@ -237,23 +237,23 @@ class TestCost:
         counted = count_macs(lambda: model(x))
         patches = model.num_patches(*size)
         assert patches == record.flat()[0].patch_mask.shape[1]
-        assert counted == fused == vit_macs(model.size(), patches, active)
+        assert counted == fused == model.macs(*size, dict(zip(record.names, active, strict=True)))
 
     @torch.no_grad()
     def test_dense_equals_an_operator_counter_on_the_plain_vit(self):
         plain, model = make_pair(pre_norm=True, final_norm=False)
-        assert count_macs(lambda: plain(torch.randn(1, 3, 32, 32))) == dense_vit_macs(model.size(), 16, 3)
+        assert count_macs(lambda: plain(torch.randn(1, 3, 32, 32))) == model.dense_macs(32, 32)
 
 
 class TestMistakes:
     @pytest.mark.parametrize(
         ('arguments', 'message'),
         [
-            (dict(dispatch='mpl'), r"dispatch must be one of \('mlp',.*got 'mpl'"),
+            (dict(dispatch='mpl'), r"dispatch must be one of \['mlp', 'attn', 'attn_mlp', 'layer'\], got 'mpl'"),
             (dict(frozen_stages=3), 'frozen_stages must not be set, got 3'),
             (dict(out_indices=(1, 3)), r'out_indices must lie below the depth 3, got \[1, 3\]'),
             (dict(tuned=('adaptor',)), "tuned must hold patterns that match parameter names, got 'adaptor'"),
-            (dict(inference='sparse'), "inference must be one of .* got 'sparse'"),
+            (dict(inference='sparse'), "inference must be 'packed' or 'masked', got 'sparse'"),
             (dict(adapter=dict(bottleneck=0)), 'bottleneck must be a positive integer, got 0'),
         ],
     )

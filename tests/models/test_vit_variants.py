@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn as nn
+from test_vit import TINY, make_pair, set_all, spread_masks
 
 from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.macs import count_macs
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
-
-from test_vit import TINY, make_pair, set_all, spread_masks
 
 VARIANTS = ('mlp', 'attn', 'attn_mlp', 'layer')
 EVERY = pytest.mark.parametrize('dispatch', VARIANTS)
@@ -201,10 +200,8 @@ def test_gradients_are_those_of_a_slow_reference_in_float64(dispatch):
             h = h + m * attention(h, m) + adapter('attn', h)
         else:
             h = h + attention(h, everyone)
-        if dispatch in ('mlp', 'attn_mlp'):
-            h = h + sample('mlp', h) * mlp(h) + adapter('mlp', h)
-        else:
-            h = h + mlp(h)
+        dispatched = dispatch in ('mlp', 'attn_mlp')
+        h = h + sample('mlp', h) * mlp(h) + adapter('mlp', h) if dispatched else h + mlp(h)
     expected = torch.autograd.grad((h * target).sum(), tuned)
     for name, got, want in zip(names, grads, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11, msg=lambda text, name=name: f'{name}: {text}')

@@ -1,4 +1,4 @@
-# ViT-B/16 with Dynamic Tuning, frozen base, under a simple feature pyramid and UPerNet (paper: 512 x 512, 768 channels).
+# ViT-B/16 with Dynamic Tuning, frozen base, simple feature pyramid and UPerNet (paper: 512 x 512, 768 channels).
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
     type='mmdyt.DyTEncoderDecoder',

@@ -142,18 +142,20 @@ class MoEAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the update of every token by the adapter of its image."""
         a = self.expert_weights(x)
-        if self.mix == 'outputs':
-            experts = torch.eye(len(self.down_bias), dtype=a.dtype, device=a.device)
-            outputs = torch.stack([self._adapt(x, one.expand_as(a)) for one in experts], dim=1)  # (B, E, N, C)
-            return (a[:, :, None, None] * outputs).sum(dim=1)
-        return self._adapt(x, a)
+        return self.scale * (self._mix_weights(x, a) if self.mix == 'weights' else self._mix_outputs(x, a))
 
-    def _adapt(self, x: Tensor, a: Tensor) -> Tensor:
+    def _mix_weights(self, x: Tensor, a: Tensor) -> Tensor:
         """One adapter per image, of the weights that the mixture ``a`` (B, E) gives."""
         down = torch.einsum('be,edc->bcd', a, self.down_weight)  # eq. (7)
         up = torch.einsum('be,ecd->bdc', a, self.up_weight)  # eq. (7)
         hidden = self.dropout(F.relu(x @ down + (a @ self.down_bias)[:, None]))
-        return self.scale * (hidden @ up + (a @ self.up_bias)[:, None])  # eq. (1)
+        return hidden @ up + (a @ self.up_bias)[:, None]  # eq. (1)
+
+    def _mix_outputs(self, x: Tensor, a: Tensor) -> Tensor:
+        """Every expert on every token, their outputs mixed by ``a`` (B, E)."""
+        hidden = torch.einsum('bnc,edc->bend', x, self.down_weight) + self.down_bias[:, None]
+        outputs = torch.einsum('bend,ecd->benc', self.dropout(F.relu(hidden)), self.up_weight) + self.up_bias[:, None]
+        return (a[:, :, None, None] * outputs).sum(dim=1)
 
     def macs_per_token(self) -> int:
         """Multiply-adds per token: 2 C d, as of one adapter; E times as many for ``mix='outputs'``."""

@@ -71,6 +71,25 @@ def test_counts_are_those_of_the_operators_that_ran(tiny_model_cfg, test_cfg, sh
     assert decoder > 0 and decoder == pytest.approx(report['gmacs_dense'] - report['gmacs_backbone_dense'], rel=1e-9)
 
 
+MOE = dict(type='mmdyt.MoEAdapter', bottleneck=BOTTLENECK, num_experts=3)
+MOE_OUTPUTS = MOE | dict(mix='outputs')
+
+
+@pytest.mark.parametrize('dispatch', ['attn', 'attn_mlp', 'layer'])
+@pytest.mark.parametrize(
+    'adapter', [dict(bottleneck=BOTTLENECK), MOE, MOE_OUTPUTS], ids=['plain', 'moe', 'moe_outputs']
+)
+def test_variants_are_counted_as_the_operators_that_ran(tiny_model_cfg, dispatch, adapter):
+    backbone = tiny_model_cfg['backbone'] | dict(dispatch=dispatch, adapter=adapter)
+    model = build(tiny_model_cfg | dict(backbone=backbone))
+    images = torch.randn(3, 3, 64, 96)
+    report = evaluate(model, images)
+    assert report['gmacs'] * 3 * 1e9 == pytest.approx(count_macs(lambda: model.predict(images)), rel=1e-12)
+    layers = {name.removeprefix('activation_rate/') for name in report if '/' in name}
+    kinds = ('_attn', '_mlp') if dispatch == 'attn_mlp' else ('',)
+    assert layers == {f'layer_{i}{kind}' for i in range(LAYERS) for kind in kinds}
+
+
 @pytest.mark.parametrize(('test_cfg', 'windows', 'patches'), [(WHOLE, 1, 24), (SLIDE, 2, 16)])
 def test_backbone_follows_the_masks(tiny_model_cfg, test_cfg, windows, patches):
     model = build(tiny_model_cfg | dict(test_cfg=test_cfg))

@@ -108,6 +108,29 @@ def test_gradients_reach_tuned_parts_only(model):
     assert all(grad > 0 for grad in gates)
 
 
+@pytest.mark.parametrize('dispatch', ['attn', 'attn_mlp', 'layer'])
+@pytest.mark.parametrize('adapter', ['mmdyt.Adapter', 'mmdyt.MoEAdapter'])
+def test_every_variant_trains(cfg, dispatch, adapter):
+    backbone = cfg.model.backbone | dict(dispatch=dispatch, adapter=dict(type=adapter, bottleneck=4))
+    model = MODELS.build(cfg.model | dict(backbone=backbone))
+    model.init_weights()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+    for sample in data_samples:
+        sample.gt_sem_seg.data.fill_(1)
+    frozen = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    values = []
+    for _ in range(12):
+        total, _ = model.parse_losses(model.train().loss(inputs, data_samples))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        values.append(total.item())
+    assert sum(values[-3:]) < 0.9 * sum(values[:3])
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert all(branch.dispatcher.gate.weight.grad.abs().sum() > 0 for branch in dynamic_branches(model).values())
+
+
 @torch.no_grad()
 def test_whole_inference_packed_equals_masked(model):
     model.eval()

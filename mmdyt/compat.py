@@ -8,8 +8,10 @@ import importlib
 import io
 import sys
 import types
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec
+from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -22,6 +24,7 @@ def install() -> None:
     _stub_missing_compiled_ops()
     _stub_missing_drn_localizer()
     _allow_resuming_history()
+    _load_addresses_safely()
 
 
 # mmcv-lite: mmcv.ops without its compiled part
@@ -156,3 +159,19 @@ def _statistic(owner: type, name: str):
     if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
         raise UnpicklingError(f'getattr({owner!r}, {name!r}) is not allowed in a checkpoint.')
     return getattr(owner, name)
+
+
+# mmengine: checkpoints from addresses
+
+
+def _load_addresses_safely() -> None:
+    """Let mmengine load a checkpoint from an http address as safely as one from a file.
+
+    It calls `torch.hub.load_state_dict_from_url`, whose `weights_only` is off by default: hostile files would run code.
+    """
+    if find_spec('mmengine') is None:
+        return
+    checkpoint = importlib.import_module('mmengine.runner.checkpoint')
+    parameter = signature(checkpoint.load_url).parameters.get('weights_only')
+    if parameter is not None and parameter.default is not True:
+        checkpoint.load_url = partial(checkpoint.load_url, weights_only=True)

@@ -4,7 +4,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import CheckpointLoader
 
 from mmdyt import compat
 
@@ -249,6 +253,22 @@ class TestHistory:
             reload(Call(os.system, f'touch {tmp_path}/owned'))
         with pytest.raises(UnpicklingError):
             reload(Call(eval, f'open("{tmp_path}/owned", "w")'))
+        assert not (tmp_path / 'owned').exists()
+
+    def test_checkpoint_from_an_address_is_loaded_as_safely(self, tmp_path, monkeypatch):
+        compat.install()
+        monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+        (tmp_path / 'web').mkdir()
+        torch.save(dict(state_dict=dict(w=torch.ones(1))), tmp_path / 'web/good.pth')
+        torch.save(Call(os.system, f'touch {tmp_path}/owned'), tmp_path / 'web/bad.pth')
+        handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / 'web'))
+        with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f'http://127.0.0.1:{server.server_port}'
+            assert CheckpointLoader.load_checkpoint(f'{address}/good.pth')['state_dict']['w'] == 1
+            with pytest.raises(UnpicklingError):
+                CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
+            server.shutdown()
         assert not (tmp_path / 'owned').exists()
 
 

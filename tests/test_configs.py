@@ -54,6 +54,32 @@ def test_docstring_names_the_number_of_the_paper_or_says_that_there_is_none(path
     assert re.search(r'2403\.11808, .*table.*: \d+\.\d+', first) or 'no number in the paper' in first
 
 
+def test_ade20k_is_the_papers_recipe():
+    """arXiv 2403.11808, appendix: segmentation."""
+    cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitb_ade20k.py', import_custom_modules=False)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.train_dataloader.batch_size == 16 and cfg.train_cfg.max_iters == 160000
+    warm_up, decay = cfg.param_scheduler
+    assert (warm_up.type, warm_up.start_factor, warm_up.end) == ('LinearLR', 1e-6, 1500)
+    assert (decay.type, decay.power, decay.begin, decay.end) == ('PolyLR', 1.0, 1500, 160000)
+    assert (cfg.model.target_rate, cfg.model.rate_weight) == (0.5, 2.0)
+    backbone = cfg.model.backbone
+    assert (backbone.arch, backbone.drop_path_rate, backbone.out_indices) == ('base', 0.1, (3, 5, 7, 11))
+    assert (backbone.adapter.bottleneck, backbone.adapter.scale, backbone.dispatcher.tau) == (64, 0.1, 5.0)
+    assert (backbone.final_norm, backbone.out_type, backbone.img_size) == (False, 'featmap', (512, 512))
+    assert cfg.model.neck.rescales == [4, 2, 1, 0.5]
+    head, auxiliary = cfg.model.decode_head, cfg.model.auxiliary_head
+    assert (head.type, head.channels, head.pool_scales, head.dropout_ratio) == ('UPerHead', 768, (1, 2, 3, 6), 0.1)
+    assert (auxiliary.type, auxiliary.in_index, auxiliary.channels) == ('FCNHead', 2, 256)
+    assert auxiliary.loss_decode.loss_weight == 0.4 and head.num_classes == auxiliary.num_classes == 150
+    assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
+    assert cfg.model.data_preprocessor.mean == cfg.model.data_preprocessor.std == [127.5] * 3
+    kinds = [step.type for step in cfg.train_pipeline]
+    assert kinds[2:6] == ['RandomResize', 'RandomCrop', 'RandomFlip', 'PhotoMetricDistortion']
+    assert (cfg.train_pipeline[2].scale, cfg.train_pipeline[2].ratio_range) == ((2048, 512), (0.5, 2.0))
+
+
 @pytest.mark.parametrize('path', BASES, ids=name)
 def test_every_base_is_used(path):
     assert any(f'{path.parent.name}/{path.name}' in leaf.read_text() for leaf in LEAVES)

@@ -357,7 +357,6 @@ def test_damaged_file_is_refused(tmp_path, name):
         ('.', 'dst.pth', 'SRC must be a file'),
         ('src.npz', 'dst.pth', 'SRC must end in'),
         ('src.pth', 'dst.safetensors', 'DST must end in'),
-        ('src.pth', 'none/dst.pth', 'DST must lie in an existing folder'),
         ('src.pth', 'src.pth', 'DST must differ from SRC'),
         ('src.pth', 'link.pth', 'DST must differ from SRC'),
         ('src.pth', 'folder.pth', 'DST must not exist yet.*a folder'),
@@ -421,3 +420,10 @@ def test_real_vit_tiny_reproduces_its_reference(tmp_path):
             error = ((output - expected).abs().max() / expected.abs().max()).item()
             print(f'{name}: max abs error / max abs value = {error:.1e}')
             assert error <= 1e-3
+
+
+def test_the_folder_of_dst_is_made(tmp_path):
+    src, dst = tmp_path / 'src.pth', tmp_path / 'pretrain' / 'new' / 'dst.pth'
+    torch.save(timm_state(), src)
+    tool.main([str(src), str(dst)])
+    assert dst.is_file()

@@ -263,8 +263,6 @@ def check_paths(src, dst, force=False):
         raise ValueError(f'SRC must end in .pth, .pt, .bin or .safetensors, got {src.name!r}.')
     if dst.suffix not in ('.pth', '.pt'):
         raise ValueError(f'DST must end in .pth or .pt, got {dst.name!r}. It is written by torch.save.')
-    if not dst.parent.is_dir():
-        raise ValueError(f'DST must lie in an existing folder, got {str(dst.parent)!r}. Make it first.')
     if dst.exists() and dst.samefile(src):
         raise ValueError(f'DST must differ from SRC, got {str(dst)!r} for both.')
     if dst.is_dir() or (os.path.lexists(dst) and not force):
@@ -296,6 +294,7 @@ def read(src):
 
 def write(checkpoint, dst):
     """Write beside DST, then rename: DST is whole or absent."""
+    dst.parent.mkdir(parents=True, exist_ok=True)
     part = dst.with_name(f'.{dst.name}.{os.getpid()}.part')
     try:
         with part.open('xb') as file:

@@ -45,7 +45,8 @@ def build_host(args: argparse.Namespace) -> nn.Module:
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     check_types(dict(model=cfg.model), cfg.get('default_scope', 'mmengine'))
-    return find_host(MODELS.build(cfg.model)).to('meta').eval()
+    with torch.device('meta'):
+        return find_host(MODELS.build(cfg.model)).eval()
 
 
 def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dict[str, int]]:
@@ -67,7 +68,7 @@ def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dic
 def count_parts_parameters(host: nn.Module) -> dict[str, int]:
     """Parameters: tuned, frozen, adapter, dispatcher, and all of neck and of the head that runs at inference."""
     neck = getattr(host, 'neck', None)
-    head = next(m for name in HEADS if (m := getattr(host, name, None)) is not None)
+    head = next((m for name in HEADS if (m := getattr(host, name, None)) is not None), None)
     sizes = {name: sum(p.numel() for p in m.parameters()) if m else 0 for name, m in dict(neck=neck, head=head).items()}
     return count_parameters(host) | sizes
 
@@ -95,9 +96,9 @@ def main() -> None:
         if args.json and not args.json.resolve().parent.is_dir():
             raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
         host = build_host(args)
-    shape = tuple(args.shape or host.backbone.img_size)
-    rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0)
-    counts = count(host, shape, rate)
+        shape = tuple(args.shape or host.backbone.img_size)
+        rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0)
+        counts = count(host, shape, rate)
     print(report(counts, shape, rate))
     if args.json:
         args.json.write_text(json.dumps(counts, indent=2) + '\n')

@@ -81,6 +81,10 @@ class DynamicBranch(nn.Module):
         mask = x.new_ones(()).expand(*x.shape[:2], 1)
         return Dispatch(mask, None, self.dispatcher.num_prefix_tokens)
 
+    def __getstate__(self) -> dict:
+        """A copy (of an averaged model, say) does not write into the records of the original."""
+        return super().__getstate__() | dict(_records=[])
+
     def _record(self, dispatch: Dispatch) -> None:
         for record in self._records:
             record.add(self, dispatch)

@@ -51,6 +51,9 @@ def straight_through(score: Tensor) -> Tensor:
 
     ``score - score.detach()`` is exactly zero, so the mask is exactly 0 or 1 in any precision.
 
+    paper silent: eq. (5) says "Block(X) * S backward". Read here as in every straight-through estimator: the *mask* has
+    the gradient of S. The gradient into Block(X) keeps the hard mask, that of the function which ran.
+
     Shape:
         Same as ``score``.
     """
@@ -60,6 +63,8 @@ def straight_through(score: Tensor) -> Tensor:
 
 def hard_mask(logits: Tensor) -> Tensor:
     """Noise-free mask of inference, eq. (3): ``logit > 0``, which is ``sigmoid(logit) > 0.5`` without its rounding.
+
+    differs from paper: a tie, sigmoid = 0.5, is inactive here and active in eq. (3).
 
     Shape:
         Same as ``logits``.

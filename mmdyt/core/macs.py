@@ -37,6 +37,7 @@ class ViTSize:
         adapter_macs_per_image: What a layer's adapters cost beside their tokens: router and mixing of experts.
         num_prefix_tokens: Tokens that are no patch (CLS, registers).
         extra_norms: LayerNorms over all tokens outside the layers (final norm, pre-norm).
+        pooled_norms: LayerNorms over one pooled token (of averaged features).
     """
 
     dim: int
@@ -48,6 +49,7 @@ class ViTSize:
     adapter_macs_per_image: int = 0
     num_prefix_tokens: int = 1
     extra_norms: int = 1
+    pooled_norms: int = 0
 
 
 def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Count]], *, adapted: bool = True) -> Count:
@@ -80,7 +82,8 @@ def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Coun
     mlp = sum(k * (size.mlp_weights + norm) for _, k in active)
     per_layer = tokens * size.adapter_weights + num_patches * size.dispatcher_weights + size.adapter_macs_per_image
     added = len(active) * per_layer if adapted else 0
-    return num_patches * size.dim * size.patch_weights + attention + mlp + added + size.extra_norms * tokens * norm
+    norms = (size.extra_norms * tokens + size.pooled_norms) * norm
+    return num_patches * size.dim * size.patch_weights + attention + mlp + added + norms
 
 
 def dense_vit_macs(size: ViTSize, num_patches: int, num_layers: int) -> float:

@@ -10,8 +10,10 @@ import torch.nn as nn
 from mmengine.runner import CheckpointLoader
 
 
-def check_exists(name: str, path: str) -> None:
+def check_exists(name: str, path: str | None) -> None:
     """Refuse a local checkpoint file that does not exist; addresses are left to the loader."""
+    if not isinstance(path, str):
+        raise TypeError(f'{name} must name a file, got {path!r}.')
     if '://' not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(
             f'{name} must name an existing file, got {path}. Weights of timm are converted by '
@@ -26,6 +28,8 @@ def pretrained_cfgs(node, where: str) -> Iterator[tuple[str, dict]]:
     for key, value in node.items():
         if key == 'init_cfg':
             for init_cfg in value if isinstance(value, list) else [value]:
+                if init_cfg and not isinstance(init_cfg, dict):
+                    raise TypeError(f'{where}.init_cfg must be a dict with a type, got {init_cfg!r}.')
                 if init_cfg and init_cfg.get('type') == 'Pretrained':
                     yield f'{where}.init_cfg', init_cfg
         else:

@@ -44,14 +44,24 @@ def part_macs(host: nn.Module, features: tuple[Tensor, ...]) -> dict[str, int]:
     features = tuple(torch.empty((1, *f.shape[1:]), device='meta') for f in features)
     macs = dict(neck=0, head=0)
     if neck is not None:
-        neck = copy.deepcopy(neck).to('meta').eval()
+        neck = _on_meta(neck)
         macs['neck'] = count_macs(lambda: neck(features))
         with torch.no_grad():
             features = neck(features)
     if head is not None:
-        head = copy.deepcopy(head).to('meta').eval()
+        head = _on_meta(head)
         macs['head'] = count_macs(lambda: head(features))
     return macs
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` in fp32 and eval mode that has shapes but no values, made without copying these."""
+    memo = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+        empty = torch.empty_like(tensor, device='meta', dtype=dtype)
+        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    return copy.deepcopy(module, memo).eval()
 
 
 @HOOKS.register_module()
@@ -70,6 +80,10 @@ class FLOPsHook(Hook):
 
     def __init__(self):
         self._open = ExitStack()
+
+    def before_run(self, runner) -> None:
+        """Refuse a model that cannot be counted, before it is trained."""
+        find_host(runner.model)
 
     def before_val_epoch(self, runner) -> None:
         """Start to record."""

@@ -22,6 +22,7 @@ def check_types(node, scope: str, where: str = '') -> None:
         KeyError: Naming the place and near matches.
     """
     if isinstance(node, dict):
+        scope = node.get('_scope_', scope)
         kind = node.get('type')
         if isinstance(kind, str) and not _known(kind, scope):
             raise KeyError(

@@ -1,5 +1,6 @@
 """Check what the user typed before any work starts: files, data, registered names, checkpoints."""
 
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -8,27 +9,31 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt.engine.checkpoints import check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
+from mmdyt.engine.datasets import check_data
 from mmdyt.engine.names import check_types, near
 
 LOOPS = ('train', 'val', 'test')
+PARTS = ('dataloader', 'cfg', 'evaluator')
 
 
 @contextmanager
 def clean_exit() -> Iterator[None]:
-    """Turn an error about user input into one message and exit code 2, without a traceback."""
+    """Turn an error about user input into one message and exit code 2; ``MMDYT_TRACEBACK=1`` shows where it arose."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, OSError, AssertionError, ImportError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
         if os.environ.get('MMDYT_TRACEBACK'):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if os.environ.get('RANK', '0') == '0':
+        if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine: files may be missing on one only
             print(f'error: {message}', file=sys.stderr)
         sys.exit(2)
 
@@ -72,11 +77,10 @@ def use_amp(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Resume from a checkpoint, or with ``'auto'`` from the latest in the work dir; none there starts afresh."""
-    if resume is None:
-        return
-    cfg.resume = True
-    cfg.load_from = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    """Resume from a checkpoint, or with ``'auto'`` from the latest in the work dir; none there starts as without."""
+    checkpoint = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, checkpoint
 
 
 def use_tta(cfg: Config) -> None:
@@ -88,6 +92,9 @@ def use_tta(cfg: Config) -> None:
     for name in ('tta_model', 'tta_pipeline'):
         if not cfg.get(name):
             raise ValueError(f'--tta must find {name} in the config, got none.')
+    if 'pipeline' not in cfg.test_dataloader.dataset:
+        kind = cfg.test_dataloader.dataset.type
+        raise ValueError(f'--tta must find a data set with a pipeline in test_dataloader, got the wrapper {kind}.')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     cfg.model = cfg.tta_model | dict(module=cfg.model)
 
@@ -119,28 +126,26 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
         KeyError: If a registered type is unknown.
         ValueError: If a constructor refuses its arguments, or a checkpoint does not fit.
     """
+    _check_complete(cfg, loops)
+    train, resume = 'train' in loops, 'train' in loops and cfg.get('resume', False)
     if cfg.get('load_from'):
         check_exists('checkpoint', cfg.load_from)
-    for loop in loops:
-        loader = cfg.get(f'{loop}_dataloader')
-        if loader:
-            check_data(loader.get('dataset'), f'{loop}_dataloader.dataset')
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     scope = cfg.get('default_scope', 'mmengine')
     init_default_scope(scope)
-    unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in ('dataloader', 'evaluator', 'cfg')}
+    unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in PARTS}
     check_types({key: value for key, value in cfg.items() if key not in unused}, scope)
-    pretrained = list(pretrained_cfgs(cfg.model, 'model'))
+    for loop in loops:
+        check_data((cfg.get(f'{loop}_dataloader') or {}).get('dataset'), f'{loop}_dataloader.dataset')
+    pretrained = list(pretrained_cfgs(cfg.model, 'model')) if train else []
     for where, init_cfg in pretrained:
-        check_exists(f'{where}.checkpoint', init_cfg['checkpoint'])
+        check_exists(f'{where}.checkpoint', init_cfg.get('checkpoint'))
+    if resume:
+        check_resumable(cfg.load_from)
     model = MODELS.build(cfg.model)
     if cfg.get('load_from'):
-        resume = 'train' in loops and cfg.get('resume', False)
-        if resume:
-            check_resumable(cfg.load_from)
-        exact = 'train' not in loops or resume
-        check_fit(model, read_tensors(cfg.load_from), cfg.load_from, exact=exact)
-    elif 'train' in loops:
+        check_fit(model, read_tensors(cfg.load_from), cfg.load_from, exact=resume or not train)
+    else:
         for where, init_cfg in pretrained:
             module = model.get_submodule(where.removeprefix('model').removesuffix('init_cfg').strip('.'))
             path, prefix = init_cfg['checkpoint'], init_cfg.get('prefix', '')
@@ -149,35 +154,34 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
         _use_cpu_processes(cfg)
 
 
-def check_data(dataset: ConfigDict | None, where: str) -> None:
-    """Refuse a data set config whose root, folders or annotation file do not exist.
-
-    Looks into wrappers (``dataset``, ``datasets``). Data sets that download themselves are left alone.
-    """
-    if not dataset:
-        return
-    for name in ('dataset', 'datasets'):
-        inner = dataset.get(name)
-        for i, part in enumerate(inner if isinstance(inner, list) else [inner]):
-            check_data(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''))
-    root = dataset.get('data_root') or ''
-    if root and not Path(root).expanduser().is_dir():
-        raise FileNotFoundError(
-            f'{where}.data_root must name an existing folder, got {root}. '
-            f'Put the data there, or set it: --cfg-options {where}.data_root=FOLDER'
-        )
-    prefixes = dataset.get('data_prefix') or {}
-    for name, prefix in prefixes.items() if isinstance(prefixes, dict) else [('', prefixes)]:
-        if prefix and not (Path(root) / prefix).expanduser().is_dir():
-            name = f'data_prefix.{name}'.rstrip('.')
-            raise FileNotFoundError(f'{where}.{name} must name an existing folder, got {Path(root) / prefix}.')
-    annotations = dataset.get('ann_file')
-    if annotations and not (Path(root) / annotations).expanduser().is_file():
-        raise FileNotFoundError(f'{where}.ann_file must name an existing file, got {Path(root) / annotations}.')
+def _check_complete(cfg: Config, loops: tuple[str, ...]) -> None:
+    """Refuse a config without a model, or without what a loop that must run needs."""
+    needed = ['model'] + ['optim_wrapper'] * ('train' in loops)
+    for loop in loops:
+        parts = [f'{loop}_{part}' for part in PARTS if (loop, part) != ('train', 'evaluator')]
+        present = [name for name in parts if cfg.get(name) is not None]
+        needed += parts if present or loop != 'val' else []
+    for name in needed:
+        if cfg.get(name) is None:
+            raise ValueError(f'config must set {name}, got none.')
 
 
 def _use_cpu_processes(cfg: Config) -> None:
-    """Prepare a distributed run without GPUs: mmengine's own set-up insists on CUDA devices."""
+    """Prepare a distributed run without GPUs: mmengine's own set-up and SyncBN insist on CUDA devices."""
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.distributed.init_process_group(backend='gloo')
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    if _replace_type(cfg.model, 'SyncBN', 'BN'):
+        print_log('No GPU: SyncBN became BN, so each process normalises its own images.', level=logging.WARNING)
+
+
+def _replace_type(node, old: str, new: str) -> int:
+    """Rename a ``type`` everywhere in a config; return how often."""
+    if isinstance(node, list | tuple):
+        return sum(_replace_type(value, old, new) for value in node)
+    if not isinstance(node, dict):
+        return 0
+    here = int(node.get('type') == old)
+    if here:
+        node['type'] = new
+    return here + sum(_replace_type(value, old, new) for value in node.values())

@@ -19,9 +19,9 @@ class DynamicModel:
     """
 
     def __init__(self, *, target_rate: float = 0.5, rate_weight: float = 2.0, **host):
-        if not 0 < target_rate <= 1:
+        if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
             raise ValueError(f'target_rate must lie in (0, 1], got {target_rate}. Rates are fractions, not percent.')
-        if rate_weight < 0:
+        if not (isinstance(rate_weight, int | float) and rate_weight >= 0):
             raise ValueError(f'rate_weight must be at least 0, got {rate_weight}.')
         super().__init__(**host)
         self.target_rate = target_rate

@@ -1,5 +1,6 @@
 """mmpretrain's Vision Transformer with its branches dispatched. No ViT is copied: its layers are adopted."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch.nn as nn
@@ -82,7 +83,7 @@ class DyTEncoderLayer(TransformerEncoderLayer):
 
 @MODELS.register_module()
 class DyTVisionTransformer(VisionTransformer):
-    """Vision Transformer with Dynamic Tuning (DyT): frozen base, adapters, dispatched MLPs.
+    """Vision Transformer with Dynamic Tuning (DyT): frozen base, adapters, dispatched MLPs or attention.
 
     Returns exactly what mmpretrain's ``VisionTransformer`` returns, in mmpretrain, mmseg and mmaction2. Masks, logits
     and counts are read through :func:`mmdyt.core.branch.record_dispatch`. Source: arXiv 2403.11808.
@@ -129,6 +130,12 @@ class DyTVisionTransformer(VisionTransformer):
         super().__init__(**vit)
         if max(self.out_indices) >= self.num_layers:
             raise ValueError(f'out_indices must lie below the depth {self.num_layers}, got {self.out_indices}.')
+        if max(self.out_indices) < self.num_layers - 1:
+            warnings.warn(
+                f'out_indices {self.out_indices} leave the layers after {max(self.out_indices)} unread: they run all '
+                'the same, and distributed training needs find_unused_parameters=True.',
+                stacklevel=2,
+            )
         adapter = dict(type='mmdyt.Adapter') | (adapter or {}) | dict(dim=self.embed_dims)
         dispatcher = (
             dict(type='mmdyt.TokenDispatcher')
@@ -172,6 +179,7 @@ class DyTVisionTransformer(VisionTransformer):
             adapter_macs_per_image=sum(adapter.macs_per_image() for adapter in adapters),
             num_prefix_tokens=self.num_extra_tokens,
             extra_norms=int(self.final_norm) + int(not isinstance(self.pre_norm, nn.Identity)),
+            pooled_norms=int(self.out_type == 'avg_featmap') * len(self.out_indices),
         )
 
     def macs(self, height: int, width: int, active: dict[str, Count]) -> Count:

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 import torch.nn as nn
@@ -179,6 +181,15 @@ def test_record_dispatch_lists_branches_in_network_order_and_passes_in_time_orde
     assert complete.mask.shape == (2, 5, 1) and complete.mask.eq(1).all() and complete.logits is None
     record.clear()
     assert record.flat() == []
+
+
+def test_a_copy_made_while_recording_writes_into_no_record():
+    model, x = nn.Sequential(make_branch()).eval(), torch.randn(2, 5, 16)
+    with torch.no_grad(), record_dispatch(model) as record:
+        copy.deepcopy(model)[0](x, make_mlp())
+        assert record.flat() == []
+        model[0](x, make_mlp())
+    assert len(record.flat()) == 1
 
 
 def test_records_are_closed_after_an_error():

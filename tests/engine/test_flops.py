@@ -71,6 +71,17 @@ def test_counts_are_those_of_the_operators_that_ran(tiny_model_cfg, test_cfg, sh
     assert decoder > 0 and decoder == pytest.approx(report['gmacs_dense'] - report['gmacs_backbone_dense'], rel=1e-9)
 
 
+def test_a_model_that_cannot_be_counted_is_refused_before_training():
+    with pytest.raises(TypeError, match='model must have a mmdyt.DyTVisionTransformer as its backbone, got Linear'):
+        FLOPsHook().before_run(make_runner(nn.Linear(1, 1)))
+
+
+def test_a_half_precision_model_is_counted_alike(tiny_model_cfg):
+    model = build(tiny_model_cfg)
+    features = tuple(torch.empty(1, 32, 4, 4) for _ in range(4))
+    assert part_macs(model, features) == part_macs(model.half(), features)
+
+
 MOE = dict(type='mmdyt.MoEAdapter', bottleneck=BOTTLENECK, num_experts=3)
 MOE_OUTPUTS = MOE | dict(mix='outputs')
 

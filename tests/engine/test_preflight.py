@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 
 from mmdyt.engine import preflight
 from mmdyt.engine.checkpoints import check_fit, check_resumable, read_tensors
+from mmdyt.engine.names import check_types
 
 ROOT = Path(__file__).parents[2]
 FORM = r'error: .*\S+ must .+, got .+'
@@ -228,6 +229,64 @@ def test_data_inside_wrappers_is_checked(ade_root, wrap, where):
     preflight.check_data(ConfigDict(wrap(dict(data_root=str(ade_root)))), 'train')
 
 
+def test_images_and_their_annotations_must_be_there(ade_root, tmp_path):
+    folders = dict(img_path='images/training', seg_map_path='annotations/training')
+    dataset = ConfigDict(type='mmseg.BaseSegDataset', data_root=str(ade_root), data_prefix=folders, img_suffix='.png')
+    preflight.check_data(dataset, 'train')
+    with pytest.raises(FileNotFoundError, match=r"train.img_suffix must end some file of .*, got '.jpg'"):
+        preflight.check_data(dataset | dict(img_suffix='.jpg'), 'train')
+    with pytest.raises(FileNotFoundError, match='annotation for each of its 6 images, got none for 6, first .*0.tif'):
+        preflight.check_data(ConfigDict(dataset | dict(seg_map_suffix='.tif')), 'train')
+
+
+def test_data_that_is_fetched_is_left_alone():
+    import mmpretrain.datasets  # noqa: F401
+
+    preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no'), 'train')  # downloads by default
+    preflight.check_data(ConfigDict(type='mmpretrain.CustomDataset', data_root='s3://bucket/no'), 'train')
+    with pytest.raises(FileNotFoundError):
+        preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no', download=False), 'train')
+    with pytest.raises(TypeError, match=r"train.data_root must be a string, got \['a'\]"):
+        preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root=['a']), 'train')
+
+
+def test_testing_needs_no_pretrained_file(tiny_config, trained, refused):
+    args = Namespace(config=tiny_config, work_dir='x', launcher='none', local_rank=0)
+    args.cfg_options = {'model.backbone.init_cfg.checkpoint': 'gone.pth', 'load_from': str(trained / 'iter_3.pth')}
+    preflight.check(preflight.load_config(args), loops=('test',))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(model=None), 'config must set model, got none'),
+        (dict(optim_wrapper=None), 'config must set optim_wrapper, got none'),
+        (dict(val_cfg=None), 'config must set val_cfg, got none'),
+    ],
+)
+def test_an_incomplete_config_is_refused(tiny_config, change, message):
+    args = Namespace(config=tiny_config, cfg_options=None, work_dir='x', launcher='none', local_rank=0)
+    cfg = preflight.load_config(args)
+    for name, value in change.items():
+        cfg[name] = value
+    with pytest.raises(ValueError, match=message):
+        preflight.check(cfg, loops=('train', 'val'))
+
+
+def test_a_scope_in_the_config_is_followed():
+    import mmpretrain.models  # noqa: F401
+
+    check_types(dict(_scope_='mmpretrain', type='ImageClassifier', head=dict(type='LinearClsHead')), 'mmseg')
+    with pytest.raises(KeyError, match='head.type must be a registered type'):
+        check_types(dict(_scope_='mmpretrain', type='ImageClassifier', head=dict(type='UPerHead')), 'mmseg')
+
+
+def test_sync_bn_becomes_bn_without_gpus():
+    model = dict(neck=dict(norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])
+    assert preflight._replace_type(model, 'SyncBN', 'BN') == 2
+    assert model == dict(neck=dict(norm_cfg=dict(type='BN')), heads=[dict(norm_cfg=dict(type='BN'))])
+
+
 def test_data_prefix_may_be_one_folder(ade_root):
     preflight.check_data(ConfigDict(data_root=str(ade_root), data_prefix='images'), 'train')
     with pytest.raises(FileNotFoundError, match='train.data_prefix must name an existing folder'):
@@ -261,10 +320,10 @@ def test_default_work_dir_is_named_after_the_config(tiny_config):
     assert preflight.load_config(args).work_dir == 'work_dirs/tiny'
 
 
-def test_auto_resume_without_a_checkpoint_starts_afresh(tmp_path, trained):
-    cfg = Config(dict(work_dir=str(tmp_path)))
+def test_auto_resume_without_a_checkpoint_starts_as_without(tmp_path, trained):
+    cfg = Config(dict(work_dir=str(tmp_path), load_from='base.pth', resume=False))
     preflight.set_resume(cfg, 'auto')
-    assert cfg.resume and cfg.load_from is None
+    assert not cfg.resume and cfg.load_from == 'base.pth'
     cfg.work_dir = str(trained)
     preflight.set_resume(cfg, 'auto')
     assert Path(cfg.load_from) == trained / 'iter_6.pth'
@@ -276,8 +335,8 @@ def test_tracebacks_on_demand(monkeypatch):
         raise ValueError('x must be y, got z.')
 
 
-def test_only_the_first_rank_speaks(monkeypatch, capsys):
-    monkeypatch.setenv('RANK', '1')
+def test_only_the_first_rank_of_a_machine_speaks(monkeypatch, capsys):
+    monkeypatch.setenv('LOCAL_RANK', '1')
     with pytest.raises(SystemExit, match='2'), preflight.clean_exit():
         raise ValueError('x must be y, got z.')
     assert not capsys.readouterr().err

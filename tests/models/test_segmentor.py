@@ -189,6 +189,7 @@ def test_complete_model_with_fresh_adapters_is_stock_encoder_decoder(cfg):
     ('arguments', 'message'),
     [
         (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions, not percent.'),
+        (dict(target_rate=None), r'target_rate must lie in \(0, 1\], got None'),
         (dict(target_rate=0), r'target_rate must lie in \(0, 1\], got 0'),
         (dict(rate_weight=-1), 'rate_weight must be at least 0, got -1'),
     ],

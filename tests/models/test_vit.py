@@ -239,9 +239,10 @@ class TestCost:
         assert patches == record.flat()[0].patch_mask.shape[1]
         assert counted == fused == model.macs(*size, dict(zip(record.names, active, strict=True)))
 
+    @pytest.mark.parametrize('vit', [dict(pre_norm=True, final_norm=False), dict(out_type='avg_featmap')], ids=str)
     @torch.no_grad()
-    def test_dense_equals_an_operator_counter_on_the_plain_vit(self):
-        plain, model = make_pair(pre_norm=True, final_norm=False)
+    def test_dense_equals_an_operator_counter_on_the_plain_vit(self, vit):
+        plain, model = make_pair(**vit)
         assert count_macs(lambda: plain(torch.randn(1, 3, 32, 32))) == model.dense_macs(32, 32)
 
 
@@ -260,6 +261,10 @@ class TestMistakes:
     def test_are_refused_in_the_constructor(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, **arguments)
+
+    def test_unread_layers_are_warned_of(self):
+        with pytest.warns(UserWarning, match=r'out_indices \[0, 1\] leave the layers after 1 unread'):
+            DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, out_indices=(0, 1))
 
     def test_negative_out_indices_work_in_a_tuple(self):
         model = DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, out_indices=(-2, -1))

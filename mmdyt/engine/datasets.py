@@ -1,0 +1,89 @@
+"""Are the files of a data set where its config says?"""
+
+import inspect
+from pathlib import Path
+
+from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS
+
+
+def check_data(dataset: ConfigDict | None, where: str) -> None:
+    """Refuse a data set config whose root, folders, annotation file or images do not exist.
+
+    Looks into wrappers (``dataset``, ``datasets``). Addresses, and data sets that download themselves, are left alone.
+
+    Args:
+        dataset: Its config, of a registered type; None is nothing to check.
+        where: Path of ``dataset`` in the config, for the message.
+
+    Raises:
+        FileNotFoundError: If something is missing.
+        TypeError: If a path is no string.
+    """
+    if not dataset:
+        return
+    for name in ('dataset', 'datasets'):
+        inner = dataset.get(name)
+        for i, part in enumerate(inner if isinstance(inner, list) else [inner]):
+            check_data(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''))
+    root = _path(dataset.get('data_root'), f'{where}.data_root')
+    if '://' in root or _option(dataset, 'download') is True:
+        return
+    if root and not Path(root).expanduser().is_dir():
+        raise FileNotFoundError(
+            f'{where}.data_root must name an existing folder, got {root}. '
+            f'Put the data there, or set it: --cfg-options {where}.data_root=FOLDER'
+        )
+    prefixes = dataset.get('data_prefix') or {}
+    prefixes = prefixes if isinstance(prefixes, dict) else {'': prefixes}
+    folders = {}
+    for name, prefix in prefixes.items():
+        name = f'{where}.data_prefix.{name}'.rstrip('.')
+        folders[name] = folder = Path(root, _path(prefix, name)).expanduser()
+        if prefix and not folder.is_dir():
+            raise FileNotFoundError(f'{name} must name an existing folder, got {folder}.')
+    annotations = _path(dataset.get('ann_file'), f'{where}.ann_file')
+    if annotations and not Path(root, annotations).expanduser().is_file():
+        raise FileNotFoundError(f'{where}.ann_file must name an existing file, got {Path(root, annotations)}.')
+    if not annotations:
+        _check_pairs(dataset, where, folders)
+
+
+def _check_pairs(dataset: ConfigDict, where: str, folders: dict[str, Path]) -> None:
+    """Refuse a segmentation folder without images, or with an image that has no annotation."""
+    images, masks = (folders.get(f'{where}.data_prefix.{name}') for name in ('img_path', 'seg_map_path'))
+    suffix, mask_suffix = (_option(dataset, name) for name in ('img_suffix', 'seg_map_suffix'))
+    if images is None or not suffix:
+        return
+    names = sorted(str(path.relative_to(images)) for path in images.rglob(f'*{suffix}'))
+    if not names:
+        raise FileNotFoundError(f'{where}.img_suffix must end some file of {images}, got {suffix!r}.')
+    if masks is None or not mask_suffix:
+        return
+    missing = [name for name in names if not (masks / (name.removesuffix(suffix) + mask_suffix)).is_file()]
+    if missing:
+        first = missing[0].removesuffix(suffix) + mask_suffix
+        raise FileNotFoundError(
+            f'{where} must have an annotation for each of its {len(names)} images, got none for {len(missing)}, '
+            f'first {masks / first}. Their ending is seg_map_suffix.'
+        )
+
+
+def _path(value: str | None, name: str) -> str:
+    """A path of the config, or nothing."""
+    if value is None:
+        return ''
+    if not isinstance(value, str):
+        raise TypeError(f'{name} must be a string, got {value!r}.')
+    return value
+
+
+def _option(dataset: ConfigDict, name: str):
+    """An argument of the data set, or its default; None where it has no such argument."""
+    kind = dataset.get('type')
+    if name in dataset or kind is None:
+        return dataset.get(name)
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+    parameter = inspect.signature(kind).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default

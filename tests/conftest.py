@@ -1,12 +1,15 @@
 """A tiny world for the tests: data, a pre-trained base and a config built on the repository's own bases."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+# tensors as small as these gain nothing from threads, and on a busy machine lose much; before torch is imported
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = Path(__file__).parents[1]
 TINY_ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 TINY_CONFIG = """

@@ -16,7 +16,7 @@ DATA = Path(os.environ.get('MMDYT_DATA', '/nonexistent'))
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason='MMDYT_DATA is not set: no real images')
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def ade20k():
     import mmdyt.models.segmentor  # noqa: F401
 

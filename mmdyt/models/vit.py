@@ -89,6 +89,7 @@ class DyTVisionTransformer(VisionTransformer):
     and counts are read through :func:`mmdyt.core.branch.record_dispatch`. Source: arXiv 2403.11808.
 
     Args:
+        arch: As mmpretrain's: a name, or a dict of sizes.
         dispatch: Which branch is dispatched: ``'mlp'``, ``'attn'``, ``'attn_mlp'`` (each with its own adapter and
             dispatcher) or ``'layer'`` (one of each for attention and MLP together).
         adapter: Config of the adapter of each branch; ``dim`` is filled in.
@@ -98,7 +99,7 @@ class DyTVisionTransformer(VisionTransformer):
         training_keys: What attention sees in training, ``'active'`` or ``'all'`` tokens; see there.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
             else is frozen. See :func:`mmdyt.core.tuning.set_tuned`.
-        **vit: Arguments of mmpretrain's ``VisionTransformer`` (``arch``, ``img_size``, ``out_indices``,
+        **vit: Arguments of mmpretrain's ``VisionTransformer`` (``img_size``, ``out_indices``,
             ``out_type``, ``final_norm``, ``drop_path_rate`` ...), but ``frozen_stages``.
 
     Shape:
@@ -111,6 +112,8 @@ class DyTVisionTransformer(VisionTransformer):
 
     def __init__(
         self,
+        arch: str | dict = 'base',
+        *,
         dispatch: str = 'mlp',
         adapter: dict | None = None,
         dispatcher: dict | None = None,
@@ -127,7 +130,7 @@ class DyTVisionTransformer(VisionTransformer):
             )
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
-        super().__init__(**vit)
+        super().__init__(arch, **vit)
         if max(self.out_indices) >= self.num_layers:
             raise ValueError(f'out_indices must lie below the depth {self.num_layers}, got {self.out_indices}.')
         if max(self.out_indices) < self.num_layers - 1:

@@ -25,6 +25,7 @@ def install() -> None:
     _stub_missing_drn_localizer()
     _allow_resuming_history()
     _load_addresses_safely()
+    _write_test_metrics_once()
 
 
 # mmcv-lite: mmcv.ops without its compiled part
@@ -175,3 +176,18 @@ def _load_addresses_safely() -> None:
     parameter = signature(checkpoint.load_url).parameters.get('weights_only')
     if parameter is not None and parameter.default is not True:
         checkpoint.load_url = partial(checkpoint.load_url, weights_only=True)
+
+
+# mmengine: one metrics file, many writers
+
+
+def _write_test_metrics_once() -> None:
+    """Let rank 0 alone write the JSON of a distributed test.
+
+    mmengine's LoggerHook writes it on every rank, all into one file: lines of different length leave broken JSON.
+    """
+    if find_spec('mmengine') is None:
+        return
+    logger_hook = importlib.import_module('mmengine.hooks.logger_hook')
+    if not hasattr(logger_hook.dump, '__wrapped__'):
+        logger_hook.dump = importlib.import_module('mmengine.dist').master_only(logger_hook.dump)

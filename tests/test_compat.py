@@ -12,10 +12,12 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import LoggerHook
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import CheckpointLoader
 
@@ -270,6 +272,19 @@ class TestHistory:
                 CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
             server.shutdown()
         assert not (tmp_path / 'owned').exists()
+
+
+@pytest.mark.parametrize(('rank', 'written'), [(0, True), (1, False)])
+def test_only_the_first_rank_writes_the_metrics_of_a_test(tmp_path, monkeypatch, rank, written):
+    compat.install()
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: rank)
+    processor = SimpleNamespace(get_log_after_epoch=lambda *args, **kwargs: (dict(mIoU=1.0), ''))
+    hook = LoggerHook()
+    hook.json_log_path = 'metrics.json'
+    logger = SimpleNamespace(info=lambda text: None)
+    runner = SimpleNamespace(log_processor=processor, test_dataloader=[], logger=logger, log_dir=str(tmp_path))
+    hook.after_test_epoch(runner)
+    assert (tmp_path / 'metrics.json').exists() == written
 
 
 class Call:

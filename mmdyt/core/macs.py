@@ -77,6 +77,8 @@ def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Coun
             f'active must hold counts in [0, {tokens}], got {counts.min():g} to {counts.max():g}. '
             'They include prefix tokens.'
         )
+    # single precision would round counts of this size
+    active = [tuple(c.double() if isinstance(c, Tensor) else c for c in pair) for pair in active]
     norm = LAYER_NORM_MACS * size.dim
     attention = sum(a * (size.attn_weights + norm) + 2 * a**2 * size.dim for a, _ in active)
     mlp = sum(k * (size.mlp_weights + norm) for _, k in active)

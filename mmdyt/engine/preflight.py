@@ -1,5 +1,6 @@
 """Check what the user typed before any work starts: files, data, registered names, checkpoints."""
 
+import atexit
 import logging
 import os
 import sys
@@ -170,6 +171,8 @@ def _use_cpu_processes(cfg: Config) -> None:
     """Prepare a distributed run without GPUs: mmengine's own set-up and SyncBN insist on CUDA devices."""
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     torch.distributed.init_process_group(backend='gloo')
+    # gloo's threads abort the process if they are still there when the interpreter ends
+    atexit.register(torch.distributed.destroy_process_group)
     cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     if _replace_type(cfg.model, 'SyncBN', 'BN'):
         print_log('No GPU: SyncBN became BN, so each process normalises its own images.', level=logging.WARNING)

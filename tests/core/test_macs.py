@@ -31,6 +31,13 @@ def test_dense_is_the_plain_vit():
     assert giga(dense_vit_macs(vit_b(64), 196, 12)) == pytest.approx(17.58, abs=5e-3)
 
 
+def test_counts_in_single_precision_lose_no_multiply_add():
+    counts = [1.0, 101.0, 196.0]
+    exact = [vit_macs(vit_b(64), 196, [(k, k)] * 12) for k in counts]
+    batched = vit_macs(vit_b(64), 196, [(torch.tensor(counts), torch.tensor(counts))] * 12)
+    assert batched.tolist() == exact
+
+
 def test_impossible_counts_are_refused():
     with pytest.raises(ValueError, match=r'active must hold counts in \[0, 197\], got 197 to 198'):
         vit_macs(vit_b(8), 196, [(197, 198)])

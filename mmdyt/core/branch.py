@@ -7,9 +7,11 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .attention import DENSE
+from .attention import Layout
 from .dispatcher import Dispatch
-from .executors import EXECUTORS, Branch
+from .executors import EXECUTORS, Branch, read_prefix
+
+TRAINING = ('masked', 'split', 'masked_all_keys')
 
 
 class DynamicBranch(nn.Module):
@@ -19,67 +21,79 @@ class DynamicBranch(nn.Module):
     the residual branch, before its norm.  # paper silent: pre- or post-norm input; as in the official code.
 
     Args:
-        adapter: Maps (B, N, C) to its update (B, N, C).
-        dispatcher: Maps (B, N, C) to a :class:`~mmdyt.core.dispatcher.Dispatch`.
+        adapter: Maps (B, N, C) to its update (B, N, C); None adds nothing.
+        dispatcher: Maps (B, N, C) to a :class:`~mmdyt.core.dispatcher.Dispatch`; None dispatches nothing: every token
+            runs the branch, which with an adapter is the plain parallel adapter (AdaptFormer).
         inference: Executor of inference, ``'packed'`` (skips) or ``'masked'`` (computes all, for comparison).
-        training_keys: What attention sees in training: ``'active'`` tokens, as in inference, or ``'all'``, eq. (5)
-            taken literally, with which training and inference compute different functions. No matter for an MLP.
+        training: Executor of training, ``'masked'``; ``'split'``, the same gradients for less, for a branch that
+            treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
+            inference of attention compute different functions.
 
-    In training, and in eval with gradients enabled (saliency maps), a masked executor is used: packed writes in place.
+    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place.
 
     Shape:
         x (B, N, C) -> (B, N, C).
 
     Raises:
-        ValueError: If ``inference`` is unknown.
+        ValueError: If an executor is unknown.
     """
 
     def __init__(
-        self, adapter: nn.Module, dispatcher: nn.Module, inference: str = 'packed', training_keys: str = 'active'
+        self,
+        adapter: nn.Module | None,
+        dispatcher: nn.Module | None,
+        inference: str = 'packed',
+        training: str = 'masked',
     ):
         super().__init__()
         if inference not in ('packed', 'masked'):
             raise ValueError(f"inference must be 'packed' or 'masked', got {inference!r}.")
-        if training_keys not in ('active', 'all'):
-            raise ValueError(f"training_keys must be 'active' or 'all', got {training_keys!r}.")
+        if training not in TRAINING:
+            raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
         self.adapter = adapter
         self.dispatcher = dispatcher
         self.inference = inference
-        self.training_keys = training_keys
+        self.training_executor = training
         self.complete = False
         self._records: list[DispatchRecord] = []
 
     def reset_parameters(self) -> None:
         """Draw adapter and dispatcher anew."""
-        self.adapter.reset_parameters()
-        self.dispatcher.reset_parameters()
+        for part in (self.adapter, self.dispatcher):
+            if part is not None:
+                part.reset_parameters()
 
-    def forward(self, x: Tensor, branch: Branch) -> Tensor:
+    def forward(self, x: Tensor, branch: Branch, read: int | None = None) -> Tensor:
         """Add the adapter's and the branch's update to the tokens.
 
         Args:
             x: Tokens, (B, N, C).
             branch: The frozen branch incl. its norm, without its residual connection; called with tokens and their
                 :class:`~mmdyt.core.attention.Layout`.
+            read: Leading tokens whose result is wanted, (B, read, C); None is all. They must be active.
         """
-        out = x + self.adapter(x)  # eq. (6): X + Adapter(X)
-        if self.complete:
+        out = x[:, :read]
+        out = out.clone() if self.adapter is None else out + self.adapter(out)  # eq. (6): X + Adapter(X)
+        if self.complete or self.dispatcher is None:
             self._record(self._all_active(x))
-            return out + branch(x, DENSE)
+            return out + branch(x, Layout(read=read))
         dispatch = self.dispatcher(x)  # eqs. (3), (4)
         self._record(dispatch)
-        return EXECUTORS[self._executor()](branch, x, out, dispatch.mask)  # eqs. (2), (5)
+        executor = self._executor()
+        if read is not None:
+            return read_prefix(branch, x, out, dispatch.mask, pack=executor == 'packed')
+        return EXECUTORS[executor](branch, x, out, dispatch.mask)  # eqs. (2), (5)
 
     def _executor(self) -> str:
         """Which executor runs now."""
-        if self.training and self.training_keys == 'all':
-            return 'masked_all_keys'
-        return 'masked' if self.training or torch.is_grad_enabled() else self.inference
+        if self.training:
+            return self.training_executor
+        return 'masked' if torch.is_grad_enabled() else self.inference
 
     def _all_active(self, x: Tensor) -> Dispatch:
         """The dispatch of the complete model; takes no memory."""
         mask = x.new_ones(()).expand(*x.shape[:2], 1)
-        return Dispatch(mask, None, self.dispatcher.num_prefix_tokens)
+        return Dispatch(mask, None, 0 if self.dispatcher is None else self.dispatcher.num_prefix_tokens)
 
     def __getstate__(self) -> dict:
         """A copy (of an averaged model, say) does not write into the records of the original."""
@@ -119,8 +133,9 @@ class DispatchRecord:
 
 
 def dynamic_branches(model: nn.Module) -> dict[str, DynamicBranch]:
-    """All dispatched branches of a model by module name, in network order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, DynamicBranch)}
+    """All branches of a model that have a dispatcher, by module name, in network order."""
+    branches = {name: m for name, m in model.named_modules() if isinstance(m, DynamicBranch)}
+    return {name: branch for name, branch in branches.items() if branch.dispatcher is not None}
 
 
 @contextmanager

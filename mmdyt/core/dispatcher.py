@@ -111,10 +111,13 @@ class TokenDispatcher(nn.Module):
 
     def score(self, x: Tensor) -> Tensor:
         """Logits (B, N - P, 1) of the patch tokens of ``x`` (B, N, C), in fp32 (fp64 stays fp64)."""
-        patches = x[:, self.num_prefix_tokens :]
+        return self._linear(x[:, self.num_prefix_tokens :])
+
+    def _linear(self, x: Tensor) -> Tensor:
+        """The gate in fp32 or wider, whatever autocast says."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(patches.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
+            return F.linear(x.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
 
     def forward(self, x: Tensor) -> Dispatch:
         """Decide for every token of ``x`` whether it runs the branch."""
@@ -131,3 +134,65 @@ class TokenDispatcher(nn.Module):
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""
         return f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}'
+
+
+class SampleDispatcher(TokenDispatcher):
+    """One decision per image: all patch tokens of an image run the branch, or none. For comparison, table 7.
+
+    paper silent: what the decision reads. Here the mean of the patch tokens. Arguments and shapes are those of
+    :class:`TokenDispatcher`; the logits of an image's tokens are equal, and so is the noise of training.
+    """
+
+    def score(self, x: Tensor) -> Tensor:
+        """Logit of each image, (B, 1, 1)."""
+        return self._linear(x[:, self.num_prefix_tokens :].mean(dim=1, keepdim=True))
+
+    def forward(self, x: Tensor) -> Dispatch:
+        """Decide for every image of ``x`` whether its patch tokens run the branch."""
+        patches = x.shape[1] - self.num_prefix_tokens
+        mask, logits, prefix = super().forward(x)
+        mask = torch.cat([mask[:, :prefix], mask[:, prefix:].expand(-1, patches, -1)], dim=1)
+        return Dispatch(mask, logits.expand(-1, patches, -1), prefix)
+
+    def macs_per_token(self) -> int:
+        """None: the gate runs once per image, which is not counted."""
+        return 0
+
+
+class RandomDispatcher(nn.Module):
+    """Every patch token runs the branch with the same probability, whatever it shows. For comparison, table 7.
+
+    Nothing is learnt and the rate is met in expectation, in training and, drawn anew, in inference; seed the run for
+    equal results. The rate loss is then a constant.
+
+    Args:
+        dim: Token width C; not used.
+        num_prefix_tokens: P, leading tokens that are always active.
+        rate: Probability that a patch token is active, in (0, 1].
+
+    Shape:
+        (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1), without logits.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(self, dim: int, num_prefix_tokens: int = 1, rate: float = 0.5):
+        super().__init__()
+        if not 0 < rate <= 1:
+            raise ValueError(f'rate must lie in (0, 1], got {rate}. Rates are fractions, not percent.')
+        self.num_prefix_tokens = num_prefix_tokens
+        self.rate = rate
+
+    def reset_parameters(self) -> None:
+        """Nothing is learnt."""
+
+    def forward(self, x: Tensor) -> Dispatch:
+        """Draw the active tokens."""
+        mask = torch.rand(*x.shape[:2], 1, device=x.device) < self.rate
+        mask[:, : self.num_prefix_tokens] = True
+        return Dispatch(mask.float(), None, self.num_prefix_tokens)
+
+    def macs_per_token(self) -> int:
+        """None."""
+        return 0

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatcher import Dispatch
 
 
 def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
-    """Mean of the masks over batch, branches and patch tokens; prefix tokens do not count.
+    """Mean of the masks over batch, branches and patch tokens, of all ranks; prefix tokens do not count.
+
+    In distributed training every rank returns the rate of the whole batch, with the gradient of its own tokens, scaled
+    such that averaging the gradients over the ranks gives that of the whole batch.
 
     Args:
         dispatches: One entry per branch and forward pass; masks (B, N, 1).
@@ -22,7 +27,13 @@ def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
     """
     if not dispatches:
         raise ValueError('dispatches must hold at least one mask, got none. Does the model have dispatchers?')
-    return torch.cat([dispatch.patch_mask.flatten() for dispatch in dispatches]).mean()
+    masks = torch.cat([dispatch.patch_mask.flatten() for dispatch in dispatches])
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return masks.mean()
+    active = masks.sum()
+    total = torch.stack([active.detach(), active.new_tensor(masks.numel())])
+    dist.all_reduce(total)
+    return total[0] / total[1] + (active - active.detach()) * dist.get_world_size() / total[1]
 
 
 def rate_loss(rate: Tensor, target_rate: float) -> Tensor:
@@ -33,3 +44,20 @@ def rate_loss(rate: Tensor, target_rate: float) -> Tensor:
         target_rate: Wanted fraction of active patch tokens, in (0, 1].
     """
     return (rate - target_rate) ** 2
+
+
+def distillation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL divergence of the dynamic model's prediction from the complete model's, temperature 1.
+
+    No gradient flows into the teacher. Computed in fp32. Mean over the images ("batchmean"), and over the pixels of a
+    map of logits.
+
+    Args:
+        student: Logits of the dynamic model, (B, K) or (B, K, H, W).
+        teacher: Logits of the complete model, of the same shape.
+
+    Returns:
+        A scalar.
+    """
+    log_student, log_teacher = (F.log_softmax(logits.float(), dim=1) for logits in (student, teacher.detach()))
+    return F.kl_div(log_student, log_teacher, reduction='none', log_target=True).sum(dim=1).mean()

@@ -34,6 +34,7 @@ class ViTSize:
         mlp_weights: Weights of the MLP, 8 C^2 at MLP ratio 4.
         adapter_weights: Weights of a layer's adapters, 2 C d each; 0 for a plain ViT.
         dispatcher_weights: Weights of a layer's dispatchers, C each; 0 for a plain ViT.
+        attn_dispatcher_weights: The part of these that decides about attention (or the whole layer).
         adapter_macs_per_image: What a layer's adapters cost beside their tokens: router and mixing of experts.
         num_prefix_tokens: Tokens that are no patch (CLS, registers).
         extra_norms: LayerNorms over all tokens outside the layers (final norm, pre-norm).
@@ -46,13 +47,21 @@ class ViTSize:
     mlp_weights: int
     adapter_weights: int = 0
     dispatcher_weights: int = 0
+    attn_dispatcher_weights: int = 0
     adapter_macs_per_image: int = 0
     num_prefix_tokens: int = 1
     extra_norms: int = 1
     pooled_norms: int = 0
 
 
-def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Count]], *, adapted: bool = True) -> Count:
+def vit_macs(
+    size: ViTSize,
+    num_patches: int,
+    active: Sequence[tuple[Count, Count]],
+    *,
+    adapted: bool = True,
+    read: int | None = None,
+) -> Count:
     """MACs of one image through the backbone.
 
     ``N C (16*16*3) + sum over layers (4aC^2 + 2a^2 C + 8kC^2 + 2nCd + NC + 5aC + 5kC) + 5nC``, a and k the tokens that
@@ -63,6 +72,8 @@ def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Coun
         num_patches: N.
         active: (a, k) of each layer incl. prefix tokens; its length is the depth.
         adapted: Count adapters and dispatchers. False is the plain ViT.
+        read: Leading tokens that the head reads, where the last layer computes only what these need: keys and values
+            of the tokens that run attention, and nothing else of the others. None is all tokens.
 
     Returns:
         MACs; exact for whole counts. A tensor where counts are tensors.
@@ -80,11 +91,19 @@ def vit_macs(size: ViTSize, num_patches: int, active: Sequence[tuple[Count, Coun
     # single precision would round counts of this size
     active = [tuple(c.double() if isinstance(c, Tensor) else c for c in pair) for pair in active]
     norm = LAYER_NORM_MACS * size.dim
-    attention = sum(a * (size.attn_weights + norm) + 2 * a**2 * size.dim for a, _ in active)
-    mlp = sum(k * (size.mlp_weights + norm) for _, k in active)
+    whole = active if read is None else active[:-1]
+    attention = sum(a * (size.attn_weights + norm) + 2 * a**2 * size.dim for a, _ in whole)
+    mlp = sum(k * (size.mlp_weights + norm) for _, k in whole)
     per_layer = tokens * size.adapter_weights + num_patches * size.dispatcher_weights + size.adapter_macs_per_image
-    added = len(active) * per_layer if adapted else 0
-    norms = (size.extra_norms * tokens + size.pooled_norms) * norm
+    added = len(whole) * per_layer if adapted else 0
+    if read is not None:
+        a, half = active[-1][0], size.attn_weights / 2  # of four weights two, keys and values, are every token's
+        attention = attention + a * (half + norm) + read * (half + 2 * a * size.dim)
+        mlp = mlp + read * (size.mlp_weights + norm)
+        if adapted:
+            added += read * size.adapter_weights + num_patches * size.attn_dispatcher_weights
+    final = tokens if read is None else read
+    norms = (size.extra_norms * final + size.pooled_norms) * norm
     return num_patches * size.dim * size.patch_weights + attention + mlp + added + norms
 
 

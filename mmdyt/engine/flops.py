@@ -73,6 +73,8 @@ class FLOPsHook(Hook):
     cost. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
     FLOPs.
 
+    Without dispatchers (baselines) there are no rates to report, only GMACs.
+
     Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
     ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
     ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image).
@@ -147,7 +149,7 @@ class FLOPsHook(Hook):
         sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
         images, patches = sums['images'], sums['patches']
         rates = {label: sums[f'active/{name}'] / patches for name, label in _labels(self._record.names).items()}
-        report = dict(activation_rate=sum(rates.values()) / len(rates))
+        report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
         report |= {f'activation_rate/{layer}': rate for layer, rate in rates.items()}
         report |= dict(
             gmacs=sums['total'] / images / 1e9,
@@ -180,8 +182,8 @@ def _sentence(report: dict[str, float], rates: dict[str, float], target: float |
     wanted = '' if target is None else f' (target {target:.2f})'
     layers = ' '.join(f'{rate:.2f}' for rate in rates.values())
     return (
-        f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. '
-        f'GMACs per image: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
+        (f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. ' if rates else '')
+        + f'GMACs per image: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
         f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}. '
         'These are MACs (papers print them as FLOPs).'
     )

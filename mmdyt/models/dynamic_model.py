@@ -1,37 +1,93 @@
 """What Dynamic Tuning adds to the training of any host model; knows no host."""
 
-from mmdyt.core.branch import record_dispatch
-from mmdyt.core.losses import activation_rate, rate_loss
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
 
 
 class DynamicModel:
-    """Mixin that adds the rate loss to a host model's ``loss``. List it before the host class.
+    """Mixin that adds the losses of Dynamic Tuning to a host model's ``loss``. List it before the host class.
 
-    Source: Dynamic Tuning (arXiv 2403.11808), section 3.4.
+    The host's losses, plus ``rate_weight`` times the rate loss, plus ``complete_weight`` times the host's losses of the
+    complete model (every token runs every branch), plus ``distill_weight`` times the KL divergence of the dynamic
+    prediction from the complete one. The last two share one second forward pass, and there is none if both weights
+    are 0. A model without dispatchers has the host's losses only. Source: Dynamic Tuning (arXiv 2403.11808),
+    section 3.4.
+
+    A host class defines :meth:`logits_module`.
 
     Args:
         target_rate: Wanted fraction of active patch tokens, in (0, 1]: the ``r`` of the paper.
         rate_weight: Weight of the rate loss, >= 0; the paper uses 2.
+        complete_weight: Weight of the complete model's losses, >= 0; the paper uses 1 for images and video.
+        distill_weight: Weight of the distillation loss, >= 0; the paper uses 1 for images and video.
         **host: Arguments of the host model.
 
     Raises:
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, *, target_rate: float = 0.5, rate_weight: float = 2.0, **host):
+    def __init__(
+        self,
+        *,
+        target_rate: float = 0.5,
+        rate_weight: float = 2.0,
+        complete_weight: float = 0.0,
+        distill_weight: float = 0.0,
+        **host,
+    ):
         if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
             raise ValueError(f'target_rate must lie in (0, 1], got {target_rate}. Rates are fractions, not percent.')
-        if not (isinstance(rate_weight, int | float) and rate_weight >= 0):
-            raise ValueError(f'rate_weight must be at least 0, got {rate_weight}.')
+        weights = dict(rate_weight=rate_weight, complete_weight=complete_weight, distill_weight=distill_weight)
+        for name, weight in weights.items():
+            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
+                raise ValueError(f'{name} must be at least 0, got {weight}.')
         super().__init__(**host)
         self.target_rate = target_rate
         self.rate_weight = rate_weight
+        self.complete_weight = complete_weight
+        self.distill_weight = distill_weight
+
+    def logits_module(self) -> nn.Module:
+        """The module whose output in a training pass is the prediction that is distilled, (B, K) or (B, K, H, W)."""
+        raise NotImplementedError
 
     def loss(self, inputs, data_samples, **kwargs) -> dict:
-        """The host's losses, plus ``loss_rate`` and, for the log only, ``activation_rate`` of the sampled masks."""
+        """The host's losses and those of Dynamic Tuning; ``activation_rate`` of the sampled masks is for the log."""
+        if not dynamic_branches(self):
+            return super().loss(inputs, data_samples, **kwargs)
         with record_dispatch(self) as record:
-            losses = super().loss(inputs, data_samples, **kwargs)
+            logits, losses = self._host_pass(inputs, data_samples, **kwargs)
         rate = activation_rate(record.flat())
         losses['loss_rate'] = self.rate_weight * rate_loss(rate, self.target_rate)
         losses['activation_rate'] = rate.detach()
+        if self.complete_weight or self.distill_weight:
+            # a teacher that is not itself trained needs no gradient
+            with complete_model(self), torch.set_grad_enabled(self.complete_weight > 0 and torch.is_grad_enabled()):
+                teacher, complete = self._host_pass(inputs, data_samples, **kwargs)
+            if self.complete_weight:
+                losses |= {f'complete.{k}': _weighted(k, value, self.complete_weight) for k, value in complete.items()}
+            if self.distill_weight:
+                losses['loss_distill'] = self.distill_weight * distillation_loss(logits, teacher)
         return losses
+
+    def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor, dict]:
+        """One forward pass of the host: the prediction, and the host's losses."""
+        outputs = []
+        handle = self.logits_module().register_forward_hook(lambda module, args, output: outputs.append(output))
+        try:
+            losses = super().loss(inputs, data_samples, **kwargs)
+        finally:
+            handle.remove()
+        return outputs[-1], losses
+
+
+def _weighted(name: str, value: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:
+    """A loss times its weight; what is not a loss (an accuracy) as it is."""
+    if 'loss' not in name:
+        return value
+    return [weight * v for v in value] if isinstance(value, list) else weight * value

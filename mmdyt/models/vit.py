@@ -1,23 +1,30 @@
 """mmpretrain's Vision Transformer with its branches dispatched. No ViT is copied: its layers are adopted."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch.nn as nn
+import torch.nn.functional as F
+from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule, ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
 from torch import Tensor
 
 from mmdyt.core.adapter import Adapter, MoEAdapter
-from mmdyt.core.attention import DENSE, Layout, attend
-from mmdyt.core.branch import DynamicBranch
-from mmdyt.core.dispatcher import TokenDispatcher
+from mmdyt.core.attention import DENSE, Layout, attend, dot_product_attention
+from mmdyt.core.branch import DynamicBranch, dynamic_branches
+from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
+from mmdyt.core.executors import Branch
 from mmdyt.core.macs import Count, ViTSize, dense_vit_macs, linear_weights, vit_macs
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.registry import MODELS
 
-for part in (Adapter, MoEAdapter, TokenDispatcher):
+for part in (Adapter, MoEAdapter, TokenDispatcher, SampleDispatcher, RandomDispatcher):
     MODELS.register_module(module=part)
+
+ADAPTER = MappingProxyType(dict(type='mmdyt.Adapter'))
+DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
 
 # which branches of a layer are dispatched, by the names of the paper's variants
 DISPATCH = dict(mlp=('mlp',), attn=('attn',), attn_mlp=('attn', 'mlp'), layer=('layer',))
@@ -30,15 +37,21 @@ class DyTEncoderLayer(TransformerEncoderLayer):
 
     Args:
         layer: The layer whose children are adopted; not to be used afterwards.
-        dynamic: The dispatched branches by name: ``mlp``, ``attn``, both, or ``layer``.
+        dynamic: The dispatched or adapted branches by name: ``mlp``, ``attn``, both, or ``layer``; none is the plain
+            layer.
+        read: Leading tokens whose result is wanted, (B, read, C); None is all. What the others alone need is then not
+            computed; but in training, dispatchers need every token for the rate loss.
     """
 
-    def __init__(self, layer: TransformerEncoderLayer, dynamic: dict[str, DynamicBranch]):
+    def __init__(self, layer: TransformerEncoderLayer, dynamic: dict[str, DynamicBranch], read: int | None = None):
         BaseModule.__init__(self)
         self.embed_dims = layer.embed_dims
         self.ln1, self.attn, self.ln2, self.ffn = layer.ln1, layer.attn, layer.ln2, layer.ffn
         self.ffn.add_identity = False  # residuals are added here, once
+        if self.attn.scaled_dot_product_attention is F.scaled_dot_product_attention:
+            self.attn.scaled_dot_product_attention = dot_product_attention
         self.dynamic = nn.ModuleDict(dynamic)
+        self.read = read
 
     def init_weights(self) -> None:
         """Initialise like mmpretrain, then undo what an ``init_cfg`` on ``Linear`` did to the new parts.
@@ -50,26 +63,43 @@ class DyTEncoderLayer(TransformerEncoderLayer):
             branch.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C)."""
+        """(B, N, C) -> (B, N, C), or (B, read, C)."""
+        read = None if self.training and dynamic_branches(self) else self.read
         if 'layer' in self.dynamic:
-            return self.dynamic['layer'](x, self.whole_layer)
-        x = self.dynamic['attn'](x, self.attention) if 'attn' in self.dynamic else x + self.attention(x, DENSE)
-        return self.dynamic['mlp'](x, self.mlp) if 'mlp' in self.dynamic else x + self.mlp(x, DENSE)
+            return self.dynamic['layer'](x, self.whole_layer, read)
+        x = self._add('attn', self.attention, x, read)
+        return self._add('mlp', self.mlp, x, read)
+
+    def _add(self, name: str, branch: Branch, x: Tensor, read: int | None) -> Tensor:
+        """Tokens plus the update of a branch, dispatched or not."""
+        return (
+            self.dynamic[name](x, branch, read) if name in self.dynamic else x[:, :read] + branch(x, Layout(read=read))
+        )
 
     def attention(self, x: Tensor, layout: Layout) -> Tensor:
         """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows."""
         x, attn = self.ln1(x), self.attn
-        if layout is DENSE:
+        if layout.dense:
             return attn(x)
-        batch, tokens, _ = x.shape
-        query, key, value = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        wanted = layout.queries(x)
+        batch, tokens, _ = wanted.shape
+        if layout.read is None:
+            query, key, value = self._heads(x, *attn.qkv.parameters())
+        else:
+            (query,) = self._heads(wanted, *(p[: self.embed_dims] for p in attn.qkv.parameters()))
+            key, value = self._heads(x, *(p[self.embed_dims :] for p in attn.qkv.parameters()))
         x = attend(query, key, value, layout, attn.attn_drop if self.training else 0.0)
         x = attn.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
         return attn.out_drop(attn.gamma1(attn.proj_drop(x)))
 
+    def _heads(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Some of queries, keys and values of all heads: (B, N, C) -> (parts, B, H, N, D)."""
+        parts = F.linear(x, weight, bias).unflatten(-1, (-1, self.attn.num_heads, self.attn.head_dims))
+        return parts.permute(2, 0, 3, 1, 4)
+
     def mlp(self, x: Tensor, layout: Layout) -> Tensor:
         """The frozen MLP branch without its residual connection, (B, N, C) -> (B, N, C)."""
-        return self.ffn(self.ln2(x))
+        return self.ffn(self.ln2(layout.queries(x)))
 
     def whole_layer(self, x: Tensor, layout: Layout) -> Tensor:
         """Attention and MLP as one branch: what the layer adds to ``x``.
@@ -78,7 +108,12 @@ class DyTEncoderLayer(TransformerEncoderLayer):
         once, outside; the MLP reads ``x`` plus the attention's update, as it does in the plain layer.
         """
         update = self.attention(x, layout)
-        return update + self.mlp(x + update, layout)
+        return update + self.mlp(layout.queries(x) + update, DENSE)
+
+
+def _drops_paths(branch: nn.Module) -> bool:
+    """Whether a branch is dropped for whole images at random: it must then see which token is whose."""
+    return any(isinstance(m, DropPath) and m.drop_prob for m in branch.modules())
 
 
 @MODELS.register_module()
@@ -92,13 +127,19 @@ class DyTVisionTransformer(VisionTransformer):
         arch: As mmpretrain's: a name, or a dict of sizes.
         dispatch: Which branch is dispatched: ``'mlp'``, ``'attn'``, ``'attn_mlp'`` (each with its own adapter and
             dispatcher) or ``'layer'`` (one of each for attention and MLP together).
-        adapter: Config of the adapter of each branch; ``dim`` is filled in.
-        dispatcher: Config of the dispatcher of each branch; ``dim`` and ``num_prefix_tokens`` are filled in.
+        adapter: Config of the adapter of each branch; ``dim`` is filled in. None is no adapter.
+        dispatcher: Config of the dispatcher of each branch; ``dim`` and ``num_prefix_tokens`` are filled in. None
+            dispatches nothing: with an adapter that is the plain parallel adapter (AdaptFormer), without the plain ViT.
         inference: Executor of inference, ``'packed'`` or ``'masked'``; see
             :class:`~mmdyt.core.branch.DynamicBranch`.
-        training_keys: What attention sees in training, ``'active'`` or ``'all'`` tokens; see there.
+        training: Executor of training, ``'split'``, ``'masked'`` or ``'masked_all_keys'``; see there. ``'split'``, the
+            cheaper ``'masked'``, needs branches that treat each token and each image alike: attention, whole layers
+            and MLPs with drop path run ``'masked'`` instead.
+        skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
+            to rounding. In training, dispatchers need every token. Off, the published MACs are counted.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
-            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`.
+            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default adapters and dispatchers, where there
+            are any.
         **vit: Arguments of mmpretrain's ``VisionTransformer`` (``img_size``, ``out_indices``,
             ``out_type``, ``final_norm``, ``drop_path_rate`` ...), but ``frozen_stages``.
 
@@ -115,11 +156,12 @@ class DyTVisionTransformer(VisionTransformer):
         arch: str | dict = 'base',
         *,
         dispatch: str = 'mlp',
-        adapter: dict | None = None,
-        dispatcher: dict | None = None,
+        adapter: Mapping | None = ADAPTER,
+        dispatcher: Mapping | None = DISPATCHER,
         inference: str = 'packed',
-        training_keys: str = 'active',
-        tuned: Tuned = ('adapter', 'dispatcher'),
+        training: str = 'split',
+        skip_unread: bool = False,
+        tuned: Tuned | None = None,
         **vit,
     ):
         if dispatch not in DISPATCH:
@@ -139,21 +181,53 @@ class DyTVisionTransformer(VisionTransformer):
                 'the same, and distributed training needs find_unused_parameters=True.',
                 stacklevel=2,
             )
-        adapter = dict(type='mmdyt.Adapter') | (adapter or {}) | dict(dim=self.embed_dims)
-        dispatcher = (
-            dict(type='mmdyt.TokenDispatcher')
-            | (dispatcher or {})
-            | dict(dim=self.embed_dims, num_prefix_tokens=self.num_extra_tokens)
-        )
         self.dispatch = dispatch
+        width = dict(dim=self.embed_dims)
+        adapter = adapter if adapter is None else ADAPTER | adapter | width
+        if dispatcher is not None:
+            dispatcher = DISPATCHER | dispatcher | width | dict(num_prefix_tokens=self.num_extra_tokens)
+        self.layers = ModuleList(self._adopt(layer, adapter, dispatcher, inference, training) for layer in self.layers)
+        self.skip_unread = skip_unread
+        if skip_unread:
+            self._check_unread_can_be_skipped()
+            self.layers[-1].read = self.num_extra_tokens
+        set_tuned(self, self._added_parts() if tuned is None else tuned)
 
-        def branch() -> DynamicBranch:
-            return DynamicBranch(MODELS.build(adapter), MODELS.build(dispatcher), inference, training_keys)
+    def _adopt(
+        self,
+        layer: TransformerEncoderLayer,
+        adapter: dict | None,
+        dispatcher: dict | None,
+        inference: str,
+        training: str,
+    ) -> DyTEncoderLayer:
+        """The dynamic layer made of a plain one."""
+        dynamic = {}
+        for kind in DISPATCH[self.dispatch] if adapter or dispatcher else ():
+            each_token_alone = kind == 'mlp' and not _drops_paths(layer.ffn)
+            dynamic[kind] = DynamicBranch(
+                adapter and MODELS.build(adapter),
+                dispatcher and MODELS.build(dispatcher),
+                inference,
+                'masked' if training == 'split' and not each_token_alone else training,
+            )
+        return DyTEncoderLayer(layer, dynamic)
 
-        self.layers = ModuleList(
-            DyTEncoderLayer(layer, {name: branch() for name in DISPATCH[dispatch]}) for layer in self.layers
-        )
-        set_tuned(self, tuned)
+    def _added_parts(self) -> list[str]:
+        """Patterns of the parameters that Dynamic Tuning added, as far as there are any."""
+        names = [name for name, _ in self.named_parameters()]
+        return [part for part in ('adapter', 'dispatcher') if any(f'.{part}.' in name for name in names)]
+
+    def _check_unread_can_be_skipped(self) -> None:
+        """Refuse ``skip_unread`` where something reads what would be skipped."""
+        if self.out_type != 'cls_token' or list(self.out_indices) != [self.num_layers - 1]:
+            raise ValueError(
+                f"skip_unread must be False unless out_type is 'cls_token' and only the last layer is read, got "
+                f'out_type={self.out_type!r}, out_indices={self.out_indices}.'
+            )
+        adapters = [branch.adapter for branch in self.layers[-1].dynamic.values()]
+        if any(isinstance(adapter, MoEAdapter) for adapter in adapters):
+            raise ValueError('skip_unread must be False with a MoEAdapter, whose router reads all tokens, got True.')
 
     def train(self, mode: bool = True):
         """Set the mode; returns self, as ``nn.Module`` does and mmpretrain's backbone does not."""
@@ -171,14 +245,17 @@ class DyTVisionTransformer(VisionTransformer):
     def size(self) -> ViTSize:
         """What the closed form of :mod:`mmdyt.core.macs` must know of this backbone."""
         layer = self.layers[0]
-        adapters = [branch.adapter for branch in layer.dynamic.values()]
+        branches = layer.dynamic.values()
+        adapters = [branch.adapter for branch in branches if branch.adapter is not None]
+        dispatchers = {name: b.dispatcher.macs_per_token() for name, b in dynamic_branches(layer).items()}
         return ViTSize(
             dim=self.embed_dims,
             patch_weights=self.patch_embed.projection.weight[0].numel(),
             attn_weights=linear_weights(layer.attn),
             mlp_weights=linear_weights(layer.ffn),
             adapter_weights=sum(adapter.macs_per_token() for adapter in adapters),
-            dispatcher_weights=sum(branch.dispatcher.macs_per_token() for branch in layer.dynamic.values()),
+            dispatcher_weights=sum(dispatchers.values()),
+            attn_dispatcher_weights=sum(n for name, n in dispatchers.items() if not name.endswith('mlp')),
             adapter_macs_per_image=sum(adapter.macs_per_image() for adapter in adapters),
             num_prefix_tokens=self.num_extra_tokens,
             extra_norms=int(self.final_norm) + int(not isinstance(self.pre_norm, nn.Identity)),
@@ -196,11 +273,13 @@ class DyTVisionTransformer(VisionTransformer):
         """
         size, patches = self.size(), self.num_patches(height, width)
         tokens = patches + size.num_prefix_tokens
+        read = size.num_prefix_tokens if self.skip_unread else None
 
         def count(i: int, kind: str) -> Count:
             return active.get(f'layers.{i}.dynamic.{kind}', active.get(f'layers.{i}.dynamic.layer', tokens))
 
-        return vit_macs(size, patches, [(count(i, 'attn'), count(i, 'mlp')) for i in range(self.num_layers)])
+        active = [(count(i, 'attn'), count(i, 'mlp')) for i in range(self.num_layers)]
+        return vit_macs(size, patches, active, read=read)
 
     def dense_macs(self, height: int, width: int) -> float:
         """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no dispatchers, no adapters."""

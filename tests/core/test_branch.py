@@ -7,7 +7,7 @@ import torch.nn as nn
 from mmdyt.core.adapter import Adapter
 from mmdyt.core.branch import DynamicBranch, complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.dispatcher import Dispatch, TokenDispatcher
-from mmdyt.core.executors import masked, packed
+from mmdyt.core.executors import masked, packed, split
 
 
 class FixedDispatcher(nn.Module):
@@ -197,3 +197,60 @@ def test_records_are_closed_after_an_error():
     with pytest.raises(ZeroDivisionError), record_dispatch(model):
         raise ZeroDivisionError
     assert model[0]._records == []
+
+
+def gradients(executor, mlp, x, out, mask):
+    parts = [t.detach().clone().requires_grad_(True) for t in (x, out, mask)]
+    (executor(mlp, *parts) ** 2).sum().backward()
+    return [t.grad for t in parts] + [p.grad for p in mlp.parameters()]
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('active', ['none', 'one', 'some', 'all'])
+def test_split_has_the_value_and_every_gradient_of_masked(batch, active):
+    """Also those of the branch's own weights, for a base that is tuned."""
+    torch.manual_seed(0)
+    mlp, mask = make_mlp().double(), masks(batch, 13)[active].double()
+    x, out = torch.randn(2, batch, 13, 16, dtype=torch.float64).unbind()
+    torch.testing.assert_close(split(mlp, x, out, mask), masked(mlp, x, out, mask), rtol=1e-12, atol=1e-12)
+    got = gradients(split, mlp, x, out, mask)
+    mlp.zero_grad()
+    expected = gradients(masked, mlp, x, out, mask)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-12)
+    assert expected[2].abs().min() > 0  # the dispatcher learns from inactive tokens too
+
+
+def test_split_keeps_no_activations_of_inactive_tokens():
+    mlp, x = make_mlp(), torch.randn(2, 13, 16, requires_grad=True)
+    rows = []
+    mlp[1].register_forward_hook(lambda module, args, output: rows.append((output.shape[1], output.requires_grad)))
+    split(mlp, x, x, masks(2, 13)['one'])
+    assert rows == [(3, True), (23, False)]
+
+
+@pytest.mark.parametrize('kind', ['masked', 'packed'])
+def test_without_an_adapter_the_input_is_not_written_into(kind):
+    branch = DynamicBranch(None, TokenDispatcher(16), inference=kind).eval()
+    nn.init.normal_(branch.dispatcher.gate.weight)
+    mlp, x = make_mlp(), torch.randn(2, 9, 16)
+    before = x.clone()
+    with torch.no_grad():
+        out = branch(x, mlp)
+        mask = branch.dispatcher(x).mask
+        torch.testing.assert_close(out, x + mask * mlp(x))
+    assert torch.equal(x, before) and 0 < mask.mean() < 1
+
+
+def test_without_a_dispatcher_it_is_a_parallel_adapter_and_not_dispatched():
+    branch = DynamicBranch(Adapter(16, 4, dropout=0.0), None)
+    nn.init.normal_(branch.adapter.up.weight)
+    mlp, x = make_mlp(), torch.randn(2, 9, 16)
+    for mode in (True, False):
+        torch.testing.assert_close(branch.train(mode)(x, mlp), x + branch.adapter(x) + mlp(x))
+    assert dynamic_branches(branch) == {}
+
+
+def test_unknown_training_executor_is_refused():
+    with pytest.raises(ValueError, match=r"training must be one of \['masked', 'split', 'masked_all_keys'\], got 'x'"):
+        make_branch(training='x')

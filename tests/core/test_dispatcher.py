@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn as nn
 
-from mmdyt.core.dispatcher import TokenDispatcher, gumbel_sigmoid, straight_through
+from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher, gumbel_sigmoid, straight_through
 
 
 def dispatcher_with(weight: torch.Tensor, bias: float = 0.0, **arguments) -> TokenDispatcher:
@@ -19,6 +20,42 @@ def test_mask_is_exactly_zero_or_one(training, dtype):
     mask, logits, _ = dispatcher(torch.randn(4, 50, 8).to(dtype))
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert logits.dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize('mode', [True, False])
+def test_sample_dispatcher_decides_once_per_image(mode):
+    torch.manual_seed(0)
+    dispatcher = SampleDispatcher(8).train(mode)
+    nn.init.normal_(dispatcher.gate.weight, std=3)
+    mask, logits, _ = dispatcher(torch.randn(64, 10, 8, requires_grad=True))
+    patches = mask[:, 1:, 0]
+    assert mask.shape == (64, 10, 1) and logits.shape == (64, 9, 1) and torch.all(mask[:, 0] == 1)
+    assert torch.equal(patches, patches[:, :1].expand_as(patches)) and 0 < patches[:, 0].mean() < 1
+    if mode:
+        patches.sum().backward()
+        assert dispatcher.gate.weight.grad.abs().sum() > 0
+
+
+def test_sample_dispatcher_reads_the_mean_of_the_patch_tokens():
+    dispatcher, x = SampleDispatcher(8).eval(), torch.randn(3, 10, 8)
+    expected = dispatcher.gate(x[:, 1:].mean(dim=1))
+    torch.testing.assert_close(dispatcher(x).logits[:, 4], expected)
+
+
+@pytest.mark.parametrize('mode', [True, False])
+def test_random_dispatcher_meets_its_rate_and_has_nothing_to_learn(mode):
+    dispatcher = RandomDispatcher(8, num_prefix_tokens=2, rate=0.3).train(mode)
+    torch.manual_seed(0)
+    dispatch = dispatcher(torch.randn(200, 102, 8))
+    assert torch.all(dispatch.mask[:, :2] == 1) and dispatch.logits is None
+    assert dispatch.patch_mask.mean().item() == pytest.approx(0.3, abs=4 * (0.21 / 20000) ** 0.5)  # 4 sigma
+    assert not list(dispatcher.parameters())
+
+
+@pytest.mark.parametrize('rate', [0, 50, -0.1])
+def test_random_dispatcher_refuses_a_rate_that_is_no_fraction(rate):
+    with pytest.raises(ValueError, match=rf'rate must lie in \(0, 1\], got {rate}'):
+        RandomDispatcher(8, rate=rate)
 
 
 def test_straight_through_is_exactly_hard_with_the_gradient_of_the_score():

@@ -31,3 +31,9 @@ def test_active_share_refuses_what_does_not_fit():
         active_share([dispatch(1, 0, 1, 0)], (2, 3))
     with pytest.raises(ValueError, match='dispatches must hold at least one dispatch'):
         active_share([], (2, 3))
+
+
+def test_a_branch_that_saw_no_patch_counts_as_inactive():
+    seen, unseen = torch.ones(1, 5, 1), torch.ones(1, 1, 1)
+    share = active_share([Dispatch(seen, None, 1), Dispatch(unseen, None, 1)], (2, 2))
+    assert torch.equal(share, torch.full((1, 2, 2), 0.5))

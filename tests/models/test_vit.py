@@ -98,10 +98,13 @@ class TestCompleteModel:
             branch.adapter.dropout.p = 0.0  # it would draw random numbers too
         torch.manual_seed(3)
         plain.train()
-        expected = plain(x)[0]
-        torch.manual_seed(3)
-        with complete_model(dynamic):
-            assert torch.equal(dynamic.train()(x)[0], expected)
+        with torch.no_grad():  # with gradients a CPU runs other attention kernels: equal but for rounding
+            expected = plain(x)[0]
+        for gradients in (False, True):
+            torch.manual_seed(3)
+            with complete_model(dynamic), torch.set_grad_enabled(gradients):
+                out = dynamic.train()(x)[0]
+            assert torch.allclose(out, expected, rtol=0, atol=1e-5 if gradients else 0)
 
 
 class TestInference:
@@ -176,8 +179,8 @@ class TestInference:
         _, model = make_pair()
         spread_masks(model)
         x = torch.randn(2, 3, 32, 32, requires_grad=True)
-        model(x)[0].sum().backward()
-        assert x.grad.abs().sum() > 0
+        model(x)[0].pow(3).sum().backward()  # the plain sum of what a norm returns is constant
+        assert x.grad.abs().sum() > 1
 
 
 class TestTraining:

@@ -96,7 +96,7 @@ def test_training_computes_the_function_of_inference_at_equal_masks(dispatch, mo
     FixedNoise(monkeypatch, model, record)
     trained = model.train()(x)[0]
     torch.testing.assert_close(trained, inferred, rtol=0, atol=1e-5)
-    use(model, 'training_keys', 'all')
+    use(model, 'training_executor', 'masked_all_keys')
     gap = (model(x)[0] - inferred).abs().max()
     assert (gap < 1e-5) == (dispatch == 'mlp')  # eq. (5) taken literally trains another attention
 

@@ -1,15 +1,16 @@
 default_scope = 'mmpretrain'
-custom_imports = dict(imports=['mmdyt.models', 'mmdyt.engine'])
+custom_imports = dict(imports=['mmdyt.models.classifier', 'mmdyt.engine'])
 
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
-    logger=dict(type='LoggerHook', interval=50),
+    logger=dict(type='LoggerHook', interval=10),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 custom_hooks = [
     dict(type='mmdyt.ParameterReportHook'),
+    dict(type='mmdyt.FLOPsHook'),
     dict(type='mmdyt.RNGStateHook'),
 ]
 

@@ -1,0 +1,55 @@
+"""Dynamic Tuning in mmpretrain."""
+
+from mmpretrain.models import ClsDataPreprocessor, ImageClassifier
+from torch import nn
+
+from mmdyt.models.dynamic_model import DynamicModel
+from mmdyt.registry import MODELS
+
+
+@MODELS.register_module()
+class DyTImageClassifier(DynamicModel, ImageClassifier):
+    """mmpretrain's ``ImageClassifier`` trained with Dynamic Tuning (DyT): cross-entropy of the dynamic and of the
+    complete model, distillation of the latter into the former, and the rate loss.
+
+    The defaults are the paper's losses. Stock necks, heads and metrics work unchanged.
+
+    Args:
+        complete_weight: See :class:`~mmdyt.models.dynamic_model.DynamicModel`.
+        distill_weight: See there.
+        **host: Its other arguments, and those of mmpretrain's ``ImageClassifier``.
+    """
+
+    def __init__(self, *, complete_weight: float = 1.0, distill_weight: float = 1.0, **host):
+        super().__init__(complete_weight=complete_weight, distill_weight=distill_weight, **host)
+
+    def logits_module(self) -> nn.Module:
+        """The head: its output are the class scores."""
+        return self.head
+
+
+@MODELS.register_module()
+class ImagePreprocessor(ClsDataPreprocessor):
+    """mmpretrain's ``ClsDataPreprocessor`` with the normalisation by name, in RGB.
+
+    Papers rarely say which one they used, and results depend on it: a name is easily switched and printed.
+
+    Args:
+        normalization: ``'half'``, mean = std = 127.5, as the ImageNet-21K ViTs of the paper were trained; or
+            ``'imagenet'``, the mean and standard deviation of ImageNet.
+        **options: Arguments of ``ClsDataPreprocessor``, but ``mean``, ``std`` and ``to_rgb``.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+
+    NORMALIZATIONS = dict(
+        half=dict(mean=[127.5] * 3, std=[127.5] * 3),
+        imagenet=dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375]),
+    )
+
+    def __init__(self, normalization: str = 'half', **options):
+        if normalization not in self.NORMALIZATIONS:
+            raise ValueError(f'normalization must be one of {list(self.NORMALIZATIONS)}, got {normalization!r}.')
+        super().__init__(**self.NORMALIZATIONS[normalization], to_rgb=True, **options)
+        self.normalization = normalization

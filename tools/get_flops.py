@@ -97,7 +97,10 @@ def main() -> None:
             raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
         host = build_host(args)
         shape = tuple(args.shape or host.backbone.img_size)
-        rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0)
+        dispatched = bool(dynamic_branches(host))
+        if args.rate is not None and not dispatched:
+            raise ValueError(f'--rate must be left out for a model without dispatchers, got {args.rate}.')
+        rate = args.rate if args.rate is not None else host.target_rate if dispatched else 1.0
         counts = count(host, shape, rate)
     print(report(counts, shape, rate))
     if args.json:

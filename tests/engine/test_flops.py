@@ -214,3 +214,14 @@ def test_the_log_says_what_is_counted(tiny_model_cfg, caplog):
 def test_a_model_without_dispatchers_is_refused():
     with pytest.raises(TypeError, match='model must have a mmdyt.DyTVisionTransformer as its backbone, got Linear'):
         find_host(nn.Linear(1, 1))
+
+
+def test_baselines_without_dispatchers_have_counts_and_no_rates(tiny_model_cfg, caplog):
+    tiny_model_cfg.backbone.dispatcher = None
+    model = build(tiny_model_cfg)
+    with caplog.at_level(logging.INFO, logger='flops'):
+        metrics = evaluate(model, torch.randn(2, 3, 64, 64))
+    assert set(metrics) == {'gmacs', 'gmacs_dense', 'gmacs_backbone', 'gmacs_backbone_dense'}
+    adapters = LAYERS * 17 * 2 * C * BOTTLENECK
+    assert (metrics['gmacs_backbone'] - metrics['gmacs_backbone_dense']) * 1e9 == pytest.approx(adapters)
+    assert caplog.messages[-1].startswith('GMACs per image: ')

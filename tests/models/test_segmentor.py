@@ -197,3 +197,42 @@ def test_complete_model_with_fresh_adapters_is_stock_encoder_decoder(cfg):
 def test_mistakes_are_refused_in_the_constructor(cfg, arguments, message):
     with pytest.raises(ValueError, match=message):
         MODELS.build(cfg.model | arguments)
+
+
+class TestCompleteModelLosses:
+    def test_are_opt_in_per_pixel_and_follow_the_equations(self, cfg):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model | dict(complete_weight=0.5, distill_weight=2.0)).train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout | nn.Dropout2d):
+                module.p = 0.0
+        for branch in dynamic_branches(model).values():
+            nn.init.normal_(branch.adapter.up.weight, std=0.1)
+        inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+        torch.manual_seed(1)
+        losses = model.loss(inputs, data_samples)
+        torch.manual_seed(1)
+        student = model.decode_head(model.extract_feat(inputs))
+        with complete_model(model):
+            features = model.extract_feat(inputs)
+            teacher = model.decode_head(features)
+            stock = model.decode_head.loss_by_feat(teacher, data_samples)
+        q, p = student.softmax(1), teacher.softmax(1)
+        pixels = (p * (p / q).log()).sum(1)  # (B, H, W)
+        torch.testing.assert_close(losses['loss_distill'], 2.0 * pixels.mean(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(losses['complete.decode.loss_ce'], 0.5 * stock['loss_ce'], rtol=1e-4, atol=1e-6)
+        assert 'complete.aux.loss_ce' in losses  # all of the host's losses
+
+    def test_without_them_nothing_runs_twice(self, model):
+        passes = []
+        model.backbone.register_forward_hook(lambda *args: passes.append(1))
+        losses = model.train().loss(torch.randn(2, 3, 64, 64), samples())
+        assert len(passes) == 1 and not any('complete' in name or 'distill' in name for name in losses)
+
+    def test_a_head_without_pixel_logits_is_refused(self, cfg):
+        cfg.model.decode_head = dict(
+            type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=3, num_layers=1, num_heads=1,
+            embed_dims=32, in_index=3, loss_decode=dict(type='CrossEntropyLoss'))  # fmt: skip
+        MODELS.build(cfg.model)
+        with pytest.raises(ValueError, match='must be 0 with a decode head without conv_seg, got 0.0 and 1.0'):
+            MODELS.build(cfg.model | dict(distill_weight=1.0))

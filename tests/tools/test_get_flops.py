@@ -23,9 +23,9 @@ def vitb_macs(side: int, rate: float = 1.0, adapted: bool = True) -> int:
 def count(run_tool, tmp_path_factory):
     """``count('--rate', 1, ...)`` returns what the tool writes."""
 
-    def run(*args) -> dict:
+    def run(*args, config=CONFIG) -> dict:
         file = tmp_path_factory.mktemp('flops') / 'counts.json'
-        run_tool('get_flops', CONFIG, *args, '--json', file)
+        run_tool('get_flops', config, *args, '--json', file)
         return json.loads(file.read_text())
 
     return run
@@ -87,6 +87,24 @@ def test_the_table_names_its_unit(run_tool, capsys):
     assert 'GMACs are MACs (papers print them as FLOPs).' in table and 'activation rate 0.50' in table
 
 
+def vitti_macs(adapters: int, read: bool) -> int:
+    """ViT-Ti at 224: 196 patches, 12 layers, every token active; optionally only the class token of the last layer."""
+    c, n = 192, 197
+    attention, mlp, adapter, norm = 4 * c * c, 8 * c * c, adapters * 2 * c * 64, 5 * c
+    layer = n * (attention + mlp + adapter + 2 * norm) + 2 * n * n * c
+    last = n * (attention // 2 + norm) + attention // 2 + 2 * n * c + mlp + adapter + norm if read else layer
+    return 196 * 16 * 16 * 3 * c + 11 * layer + last + (1 if read else n) * norm
+
+
+@pytest.mark.parametrize('read', [False, True])
+@pytest.mark.parametrize(('name', 'adapters'), [('linear', 0), ('adapter', 1)])
+def test_baselines_are_counted_with_every_token_active(count, name, adapters, read):
+    config = f'configs/baselines/vitti_{name}_cifar100_1k.py'
+    counts = count('--cfg-options', f'model.backbone.skip_unread={read}', config=config)
+    assert counts['backbone'] == dict(macs=vitti_macs(adapters, read), dense_macs=vitti_macs(0, False))
+    assert counts['params']['tuned'] == counts['params']['adapter'] + 193 * 100
+
+
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [
@@ -103,6 +121,10 @@ def test_the_table_names_its_unit(run_tool, capsys):
             'model.decode_head.type must be a registered type',
         ),
         ((CONFIG, '--cfg-options', 'model.target_rate=50'), 'target_rate must lie in (0, 1], got 50.'),
+        (
+            ('configs/baselines/vitti_linear_cifar100_1k.py', '--rate', '0.5'),
+            '--rate must be left out for a model without dispatchers, got 0.5.',
+        ),
         (('configs/demo/pretrain_shapes.py',), 'model must have a mmdyt.DyTVisionTransformer as its backbone'),
     ],
 )

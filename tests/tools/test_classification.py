@@ -1,0 +1,133 @@
+"""tools/train.py, tools/test.py and the training benchmark on a tiny classification data set."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT, TINY_ARCH
+
+CONFIG = """
+_base_ = [
+    '{root}/configs/_base_/models/dyt_vitb_cls.py',
+    '{root}/configs/_base_/datasets/cifar100_1k.py',
+    '{root}/configs/_base_/schedules/adamw_vtab1k.py',
+    '{root}/configs/_base_/runtime/mmpretrain.py',
+]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, **{arch}), img_size=32, patch_size=16, adapter=dict(bottleneck=4, scale=1.0),
+        init_cfg=dict(checkpoint='{pretrained}')),
+    head=dict(num_classes=3, in_channels=32))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(32, 32), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+dataset = dict(data_root='{data}', pipeline=pipeline)
+loader = dict(batch_size=6, num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(ann_file='train.txt', **dataset), **loader)
+val_dataloader = dict(dataset=dict(ann_file='test.txt', **dataset), **loader)
+test_dataloader = val_dataloader
+param_scheduler = [dict(type='LinearLR', start_factor=0.5, begin=0, end=1, convert_to_iter_based=True)]
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+train_cfg = dict(max_epochs=8, val_interval=8)
+default_hooks = dict(checkpoint=dict(interval=8), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory, pretrained):
+    """Three classes told apart by their colour, 18 training and 9 test images, lists of "path label"."""
+    folder = tmp_path_factory.mktemp('cls')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 18), ('test', 9)):
+        lines = []
+        for i in range(count):
+            image = rng.integers(0, 60, (20, 24, 3))
+            image[..., i % 3] += 180
+            cv2.imwrite(str(folder / f'{split}{i}.png'), image.astype(np.uint8))
+            lines.append(f'{split}{i}.png {i % 3}')
+        (folder / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+    path = folder / 'config.py'
+    path.write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH, data=folder, pretrained=pretrained))
+    return path
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory, config, run_tool):
+    folder = tmp_path_factory.mktemp('trained_cls')
+    run_tool('train', config, '--work-dir', folder)
+    return folder
+
+
+def rows(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def test_training_learns_and_logs_every_loss(work_dir):
+    *steps, evaluation = rows(work_dir)
+    assert {'loss', 'loss_rate', 'complete.loss', 'loss_distill', 'activation_rate'} < set(steps[0])
+    assert all(math.isfinite(step['loss']) for step in steps)
+    assert evaluation['accuracy/top1'] >= 60  # chance is 33
+    assert 0 < evaluation['activation_rate'] <= 1 and evaluation['gmacs'] > 0
+    assert {f'activation_rate/layer_{i}' for i in range(4)} < set(evaluation)
+
+
+def test_testing_repeats_the_result_of_training(tmp_path, config, work_dir, run_tool):
+    run_tool('test', config, work_dir / 'epoch_8.pth', '--work-dir', tmp_path)
+    (file,) = tmp_path.glob('*/*.json')
+    tested, trained = json.loads(file.read_text()), rows(work_dir)[-1]
+    for name in ('accuracy/top1', 'activation_rate', 'gmacs', 'gmacs_dense'):
+        assert tested[name] == pytest.approx(trained[name]), name
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['model.backbone.dispatcher=None'],
+        ['model.backbone.dispatcher=None', 'model.backbone.adapter=None', 'model.backbone.skip_unread=True'],
+        ['model.backbone.tuned=all'],
+        ['model.backbone.dispatch=attn_mlp', 'model.target_rate=0.7'],
+        ['model.backbone.adapter.type=mmdyt.MoEAdapter'],
+        ['model.backbone.dispatcher.type=mmdyt.SampleDispatcher'],
+        ['model.backbone.training=masked_all_keys', 'model.backbone.dispatch=layer'],
+    ],
+)
+def test_baselines_and_variants_train_and_test(tmp_path, config, run_tool, options):
+    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    run_tool('train', config, '--work-dir', tmp_path, '--cfg-options', *short, *options)
+    evaluation = rows(tmp_path)[-1]
+    dispatched = 'model.backbone.dispatcher=None' not in options
+    assert ('activation_rate' in evaluation) == dispatched
+    assert ('loss_rate' in rows(tmp_path)[0]) == dispatched
+
+
+def test_training_benchmark_compares_in_one_run(tmp_path, config, run_tool, capsys):
+    file = tmp_path / 'steps.json'
+    plain, masked = f'{config},model.backbone.dispatcher=None', f'{config},model.backbone.training=masked'
+    run_tool('benchmark_training', plain, config, masked, '--rounds', 3, '--json', file)
+    result = json.loads(file.read_text())
+    assert [step['config'] for step in result['steps']] == [plain, str(config), masked]
+    assert all(len(step['seconds']) == 3 and step['median_s'] > 0 for step in result['steps'])
+    assert result['steps'][0]['ratio'] == 1 and result['steps'][0]['batch'] == 6
+    assert 'Training step, median of 3' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['{config}', '--rounds', '0'], '--rounds must be at least 1, got 0.'),
+        (['{config},model.target_rate'], "configs must be CONFIG[,KEY=VALUE...], got 'model.target_rate' after"),
+        (['{config},model.target_rate=50'], 'target_rate must lie in (0, 1], got 50.'),
+        (['no.py'], 'config must name an existing file, got no.py.'),
+        (['{config}', '--json', 'no_such_folder/x.json'], '--json must name a file in an existing folder'),
+    ],
+)
+def test_training_benchmark_refuses(run_tool, capfd, config, args, message):
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool('benchmark_training', *(arg.format(config=config) for arg in args))
+    assert exit_info.value.code == 2
+    assert message in capfd.readouterr().err

@@ -26,4 +26,4 @@ param_scheduler = [
 train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
-custom_hooks = [dict(type='mmdyt.ParameterReportHook'), dict(type='mmdyt.RNGStateHook')]  # a plain model: nothing to count
+custom_hooks = [dict(type='mmdyt.ParameterReportHook'), dict(type='mmdyt.RNGStateHook')]  # no dispatchers to count

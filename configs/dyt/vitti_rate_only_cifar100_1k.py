@@ -1,4 +1,4 @@
-"""Dynamic Tuning (DyT) without the complete model's losses, ViT-Ti/16, 1000 images of CIFAR-100; no number in the paper.
+"""Dynamic Tuning (DyT) without the complete model's losses, ViT-Ti/16, CIFAR-100; no number in the paper.
 
 python tools/train.py configs/dyt/vitti_rate_only_cifar100_1k.py --amp
 """

@@ -40,7 +40,7 @@ class DyTEncoderLayer(TransformerEncoderLayer):
         dynamic: The dispatched or adapted branches by name: ``mlp``, ``attn``, both, or ``layer``; none is the plain
             layer.
         read: Leading tokens whose result is wanted, (B, read, C); None is all. What the others alone need is then not
-            computed; but in training, dispatchers need every token for the rate loss.
+            computed, but for what dispatchers need of them in training, for the rate loss.
     """
 
     def __init__(self, layer: TransformerEncoderLayer, dynamic: dict[str, DynamicBranch], read: int | None = None):
@@ -64,11 +64,16 @@ class DyTEncoderLayer(TransformerEncoderLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, C), or (B, read, C)."""
-        read = None if self.training and dynamic_branches(self) else self.read
         if 'layer' in self.dynamic:
-            return self.dynamic['layer'](x, self.whole_layer, read)
-        x = self._add('attn', self.attention, x, read)
-        return self._add('mlp', self.mlp, x, read)
+            return self.dynamic['layer'](x, self.whole_layer, self.read)
+        x = self._add('attn', self.attention, x, None if self._mlp_dispatcher_learns() else self.read)
+        return self._add('mlp', self.mlp, x, self.read)
+
+    def _mlp_dispatcher_learns(self) -> bool:
+        """Whether the rate loss will ask the MLP's dispatcher about every token, read or not."""
+        if not self.training or 'mlp' not in self.dynamic:
+            return False
+        return self.dynamic['mlp'].dispatcher is not None and not self.dynamic['mlp'].complete
 
     def _add(self, name: str, branch: Branch, x: Tensor, read: int | None) -> Tensor:
         """Tokens plus the update of a branch, dispatched or not."""
@@ -136,7 +141,7 @@ class DyTVisionTransformer(VisionTransformer):
             cheaper ``'masked'``, needs branches that treat each token and each image alike: attention, whole layers
             and MLPs with drop path run ``'masked'`` instead.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
-            to rounding. In training, dispatchers need every token. Off, the published MACs are counted.
+            to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
             else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default adapters and dispatchers, where there
             are any.

@@ -16,6 +16,15 @@ DATA = Path(os.environ.get('MMDYT_DATA', '/nonexistent'))
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason='MMDYT_DATA is not set: no real images')
 
 
+@pytest.fixture(scope='module')
+def vit_tiny(tmp_path_factory):
+    """Real weights, converted."""
+    source = DATA / 'weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth'
+    target = tmp_path_factory.mktemp('weights') / 'vit_tiny.pth'
+    subprocess.run([sys.executable, 'tools/convert_timm_vit.py', source, target], check=True, cwd=ROOT)
+    return target
+
+
 @pytest.fixture
 def ade20k():
     import mmdyt.models.segmentor  # noqa: F401
@@ -69,17 +78,15 @@ def test_ade20k_pair_is_predicted_by_the_papers_model(ade20k):
     assert len(labels_of(result).unique()) > 3
 
 
-def test_camvid_trains_a_few_steps_on_real_weights(tmp_path):
+def test_camvid_trains_a_few_steps_on_real_weights(vit_tiny):
     import mmdyt.models.segmentor  # noqa: F401
 
     init_default_scope('mmseg')
     from mmseg.registry import DATASETS, MODELS
 
     source = DATA / 'weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth'
-    convert = [sys.executable, 'tools/convert_timm_vit.py', source, tmp_path / 'vit.pth']
-    subprocess.run(convert, check=True, cwd=ROOT)
     cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitti_camvid.py', import_custom_modules=False)
-    cfg.model.backbone.init_cfg.checkpoint = str(tmp_path / 'vit.pth')
+    cfg.model.backbone.init_cfg.checkpoint = str(vit_tiny)
     images = DATASETS.build(cfg.train_dataloader.dataset)
     assert len(images) == 367 and len(images.metainfo['classes']) == 11
     torch.manual_seed(0)
@@ -98,3 +105,48 @@ def test_camvid_trains_a_few_steps_on_real_weights(tmp_path):
         first, last = loss.item() if first is None else first, loss.item()
     assert last < first
     assert torch.equal(model.backbone.layers[3].attn.qkv.weight, weights['blocks.3.attn.qkv.weight'])
+
+
+@pytest.fixture
+def cifar100(vit_tiny):
+    import mmdyt.models.classifier  # noqa: F401
+
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(ROOT / 'configs/dyt/vitti_cifar100_1k.py', import_custom_modules=False)
+    cfg.model.backbone.init_cfg.checkpoint = str(vit_tiny)
+    return cfg
+
+
+def test_cifar100_images_train_with_every_loss(cifar100):
+    from mmpretrain.registry import DATASETS, MODELS
+
+    torch.manual_seed(0)
+    images = DATASETS.build(cifar100.train_dataloader.dataset)
+    assert len(images) == 1000 and len(DATASETS.build(cifar100.test_dataloader.dataset)) == 2000
+    model = MODELS.build(cifar100.model)
+    model.init_weights()
+    batch = model.data_preprocessor(pseudo_collate([images[i] for i in range(0, 1000, 125)]), training=True)
+    assert batch['inputs'].shape == (8, 3, 224, 224) and batch['inputs'].abs().max() <= 1
+    losses = model.train().loss(**batch)
+    assert {'loss', 'loss_rate', 'complete.loss', 'loss_distill'} < set(losses)
+    assert losses['loss'].item() == pytest.approx(torch.tensor(100.0).log().item(), abs=1e-3)  # the head starts at zero
+
+
+def test_real_logits_are_the_same_without_dead_code(cifar100, vit_tiny):
+    """The pre-trained 1000-class head on the class token, and CIFAR-100 images through real weights."""
+    from mmpretrain.registry import DATASETS, MODELS
+
+    cifar100.model.head.num_classes = 1000
+    images = DATASETS.build(cifar100.test_dataloader.dataset)
+    logits = {}
+    for parts in (dict(adapter=None, dispatcher=None), dict()):
+        for skip in (False, True):
+            torch.manual_seed(0)
+            backbone = cifar100.model.backbone | parts | dict(skip_unread=skip)
+            model = MODELS.build(cifar100.model | dict(backbone=backbone)).eval()
+            model.load_state_dict(torch.load(vit_tiny)['state_dict'], strict=False)
+            batch = model.data_preprocessor(pseudo_collate([images[i] for i in range(4)]))
+            with torch.no_grad():
+                logits[skip] = model(batch['inputs'])
+        scale = logits[False].abs().max()
+        assert scale > 1 and (logits[True] - logits[False]).abs().max() < 1e-5 * scale

@@ -42,6 +42,7 @@ def test_arrows(path):
         assert not within & others
         own = dict(
             vit={'mmpretrain'},
+            encoder_layer={'mmpretrain'},
             necks={'mmpretrain'},
             classifier={'mmpretrain'},
             segmentor={'mmseg'},

@@ -5,19 +5,16 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch.nn as nn
-import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule, ModuleList
+from mmengine.model import ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
-from torch import Tensor
 
 from mmdyt.core.adapter import Adapter, MoEAdapter
-from mmdyt.core.attention import DENSE, Layout, attend, dot_product_attention
 from mmdyt.core.branch import DynamicBranch, dynamic_branches
 from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
-from mmdyt.core.executors import Branch
 from mmdyt.core.macs import Count, ViTSize, dense_vit_macs, linear_weights, vit_macs
 from mmdyt.core.tuning import Tuned, set_tuned
+from mmdyt.models.encoder_layer import DyTEncoderLayer
 from mmdyt.registry import MODELS
 
 for part in (Adapter, MoEAdapter, TokenDispatcher, SampleDispatcher, RandomDispatcher):
@@ -28,92 +25,6 @@ DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
 
 # which branches of a layer are dispatched, by the names of the paper's variants
 DISPATCH = dict(mlp=('mlp',), attn=('attn',), attn_mlp=('attn', 'mlp'), layer=('layer',))
-
-
-class DyTEncoderLayer(TransformerEncoderLayer):
-    """An encoder layer that took over the children of a built mmpretrain layer, under the same names.
-
-    A plain ViT checkpoint thus loads with only ``layers.*.dynamic.*`` missing.
-
-    Args:
-        layer: The layer whose children are adopted; not to be used afterwards.
-        dynamic: The dispatched or adapted branches by name: ``mlp``, ``attn``, both, or ``layer``; none is the plain
-            layer.
-        read: Leading tokens whose result is wanted, (B, read, C); None is all. What the others alone need is then not
-            computed, but for what dispatchers need of them in training, for the rate loss.
-    """
-
-    def __init__(self, layer: TransformerEncoderLayer, dynamic: dict[str, DynamicBranch], read: int | None = None):
-        BaseModule.__init__(self)
-        self.embed_dims = layer.embed_dims
-        self.ln1, self.attn, self.ln2, self.ffn = layer.ln1, layer.attn, layer.ln2, layer.ffn
-        self.ffn.add_identity = False  # residuals are added here, once
-        if self.attn.scaled_dot_product_attention is F.scaled_dot_product_attention:
-            self.attn.scaled_dot_product_attention = dot_product_attention
-        self.dynamic = nn.ModuleDict(dynamic)
-        self.read = read
-
-    def init_weights(self) -> None:
-        """Initialise like mmpretrain, then undo what an ``init_cfg`` on ``Linear`` did to the new parts.
-
-        Runs before pre-trained weights load, so adapters that a checkpoint does hold are kept.
-        """
-        super().init_weights()
-        for branch in self.dynamic.values():
-            branch.reset_parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) -> (B, N, C), or (B, read, C)."""
-        if 'layer' in self.dynamic:
-            return self.dynamic['layer'](x, self.whole_layer, self.read)
-        x = self._add('attn', self.attention, x, None if self._mlp_dispatcher_learns() else self.read)
-        return self._add('mlp', self.mlp, x, self.read)
-
-    def _mlp_dispatcher_learns(self) -> bool:
-        """Whether the rate loss will ask the MLP's dispatcher about every token, read or not."""
-        if not self.training or 'mlp' not in self.dynamic:
-            return False
-        return self.dynamic['mlp'].dispatcher is not None and not self.dynamic['mlp'].complete
-
-    def _add(self, name: str, branch: Branch, x: Tensor, read: int | None) -> Tensor:
-        """Tokens plus the update of a branch, dispatched or not."""
-        return (
-            self.dynamic[name](x, branch, read) if name in self.dynamic else x[:, :read] + branch(x, Layout(read=read))
-        )
-
-    def attention(self, x: Tensor, layout: Layout) -> Tensor:
-        """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows."""
-        x, attn = self.ln1(x), self.attn
-        if layout.dense:
-            return attn(x)
-        wanted = layout.queries(x)
-        batch, tokens, _ = wanted.shape
-        if layout.read is None:
-            query, key, value = self._heads(x, *attn.qkv.parameters())
-        else:
-            (query,) = self._heads(wanted, *(p[: self.embed_dims] for p in attn.qkv.parameters()))
-            key, value = self._heads(x, *(p[self.embed_dims :] for p in attn.qkv.parameters()))
-        x = attend(query, key, value, layout, attn.attn_drop if self.training else 0.0)
-        x = attn.proj(x.transpose(1, 2).reshape(batch, tokens, -1))
-        return attn.out_drop(attn.gamma1(attn.proj_drop(x)))
-
-    def _heads(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Some of queries, keys and values of all heads: (B, N, C) -> (parts, B, H, N, D)."""
-        parts = F.linear(x, weight, bias).unflatten(-1, (-1, self.attn.num_heads, self.attn.head_dims))
-        return parts.permute(2, 0, 3, 1, 4)
-
-    def mlp(self, x: Tensor, layout: Layout) -> Tensor:
-        """The frozen MLP branch without its residual connection, (B, N, C) -> (B, N, C)."""
-        return self.ffn(self.ln2(layout.queries(x)))
-
-    def whole_layer(self, x: Tensor, layout: Layout) -> Tensor:
-        """Attention and MLP as one branch: what the layer adds to ``x``.
-
-        paper silent: the residual of layer dispatch. An inactive token keeps ``x``, so the outer residual is added
-        once, outside; the MLP reads ``x`` plus the attention's update, as it does in the plain layer.
-        """
-        update = self.attention(x, layout)
-        return update + self.mlp(layout.queries(x) + update, DENSE)
 
 
 def _drops_paths(branch: nn.Module) -> bool:

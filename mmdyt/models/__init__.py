@@ -4,6 +4,7 @@ from mmdyt import compat
 
 compat.install()
 
+from .necks import MoEAdapterNeck  # noqa: E402
 from .vit import DyTVisionTransformer  # noqa: E402
 
-__all__ = ['DyTVisionTransformer']
+__all__ = ['DyTVisionTransformer', 'MoEAdapterNeck']

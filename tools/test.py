@@ -1,9 +1,10 @@
 """Test a checkpoint of any mmdyt config: classification, segmentation or video.
 
-python tools/test.py configs/dyt/upernet_vitb_ade20k.py work_dirs/upernet_vitb_ade20k/iter_160000.pth [--tta]
+python tools/test.py configs/dyt/upernet_vitb_ade20k.py work_dirs/upernet_vitb_ade20k/iter_160000.pth [--tta] [--complete]
 """
 
 import argparse
+from contextlib import nullcontext
 
 from mmdyt import compat
 
@@ -12,6 +13,7 @@ compat.install()
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
+from mmdyt.core.branch import complete_model  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
 
 
@@ -22,6 +24,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--work-dir', help='folder for the log and the metrics; default work_dirs/<config name>')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
+    parser.add_argument('--complete', action='store_true', help='test the complete model: every token runs everything')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -40,7 +43,9 @@ def main() -> None:
         preflight.check(cfg, loops=('test',))
         if args.tta:
             preflight.use_tta(cfg)
-    Runner.from_cfg(cfg).test()
+    runner = Runner.from_cfg(cfg)
+    with complete_model(runner.model) if args.complete else nullcontext():
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """The token dispatcher: which tokens run the heavy branch. B images, N tokens incl. P prefix tokens, C width."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,9 @@ class TokenDispatcher(nn.Module):
         dim: Token width C.
         num_prefix_tokens: P, leading tokens (CLS, registers) that are always active.
         tau: Gumbel temperature of training, > 0. The paper uses 5.
+        initial_rate: Chance that a token with a score of 0 is active at the start, in (0, 1): sets the bias. 0.5 is the
+            paper's. A high one starts from the pre-trained network, nearly complete, and lets the rate loss close it.
+            # differs from paper: opt-in.
 
     Shape:
         (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1).
@@ -91,7 +95,7 @@ class TokenDispatcher(nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, dim: int, num_prefix_tokens: int = 1, tau: float = 5.0):
+    def __init__(self, dim: int, num_prefix_tokens: int = 1, tau: float = 5.0, initial_rate: float = 0.5):
         super().__init__()
         if dim < 1:
             raise ValueError(f'dim must be at least 1, got {dim}.')
@@ -99,15 +103,18 @@ class TokenDispatcher(nn.Module):
             raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens}.')
         if not 0 < tau < float('inf'):
             raise ValueError(f'tau must be a positive number, got {tau}.')
+        if not 0 < initial_rate < 1:
+            raise ValueError(f'initial_rate must lie in (0, 1), got {initial_rate}. Rates are fractions, not percent.')
         self.num_prefix_tokens = num_prefix_tokens
         self.tau = tau
+        self.initial_rate = initial_rate
         self.gate = nn.Linear(dim, 1)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal (std 0.02) weight, zero bias: about half of the tokens start active."""
+        """Truncated normal (std 0.02) weight; the bias is the logit of the initial rate, 0 for the paper's 0.5."""
         nn.init.trunc_normal_(self.gate.weight, std=0.02)
-        nn.init.zeros_(self.gate.bias)
+        nn.init.constant_(self.gate.bias, math.log(self.initial_rate / (1 - self.initial_rate)))
 
     def score(self, x: Tensor) -> Tensor:
         """Logits (B, N - P, 1) of the patch tokens of ``x`` (B, N, C), in fp32 (fp64 stays fp64)."""

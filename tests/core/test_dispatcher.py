@@ -126,3 +126,18 @@ def test_small_positive_logits_survive_half_precision():
 def test_dispatcher_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         TokenDispatcher(**arguments)
+
+
+@pytest.mark.parametrize('rate', [0.5, 0.95])
+def test_initial_rate_is_the_chance_to_be_active_at_the_start(rate):
+    torch.manual_seed(0)
+    dispatcher = TokenDispatcher(8, initial_rate=rate)
+    mask = dispatcher(0.01 * torch.randn(50, 401, 8)).patch_mask  # scores near 0
+    assert mask.mean().item() == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 20000) ** 0.5)  # 4 sigma
+    assert dispatcher.gate.bias.item() == pytest.approx(torch.tensor(rate).logit().item())
+
+
+@pytest.mark.parametrize('rate', [0, 1, 95])
+def test_initial_rate_must_leave_a_choice(rate):
+    with pytest.raises(ValueError, match=rf'initial_rate must lie in \(0, 1\), got {rate}'):
+        TokenDispatcher(8, initial_rate=rate)

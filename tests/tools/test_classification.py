@@ -84,6 +84,14 @@ def test_testing_repeats_the_result_of_training(tmp_path, config, work_dir, run_
         assert tested[name] == pytest.approx(trained[name]), name
 
 
+def test_the_complete_model_is_tested_by_name(tmp_path, config, work_dir, run_tool):
+    run_tool('test', config, work_dir / 'epoch_8.pth', '--work-dir', tmp_path, '--complete')
+    (file,) = tmp_path.glob('*/*.json')
+    complete = json.loads(file.read_text())
+    assert complete['activation_rate'] == 1 > rows(work_dir)[-1]['activation_rate']
+    assert complete['gmacs'] > complete['gmacs_dense']  # adapters and idle dispatchers on top
+
+
 @pytest.mark.parametrize(
     'options',
     [

@@ -36,7 +36,10 @@ def test_arrows(path):
         assert all(name.startswith('mmdyt.core') for name in within)
     if area == 'engine':
         assert not tops & HOSTS
-        assert not {name for name in within if name.startswith('mmdyt.models')}
+        assert not {name for name in within if name.startswith(('mmdyt.models', 'mmdyt.datasets'))}
+    if area == 'datasets':
+        assert tops & HOSTS <= {'mmpretrain'}
+        assert all(name == 'mmdyt.registry' or name.startswith('mmdyt.datasets') for name in within)
     if area == 'models':
         others = {f'mmdyt.models.{task}' for task in TASKS - {path.stem}}
         assert not within & others

@@ -1,0 +1,9 @@
+"""Full fine-tuning, ViT-B/16 IN-21k on VTAB-1K; arXiv 2403.11808, VTAB table: 68.96.
+
+python tools/train.py configs/baselines/vitb_full_vtab1k.py
+"""
+
+_base_ = '../dyt/vitb_vtab1k.py'
+
+model = dict(backbone=dict(adapter=None, dispatcher=None, tuned='all'))
+optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 10))

@@ -1,0 +1,14 @@
+"""Dynamic Tuning (DyT), FGVC-Aircraft (mean per class); arXiv 2403.11808, image classification table: 78.92.
+
+python tools/convert_timm_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
+python tools/train.py configs/dyt/vitb_aircraft.py
+"""
+
+_base_ = [
+    '../_base_/models/dyt_vitb_cls.py',
+    '../_base_/datasets/aircraft.py',
+    '../_base_/schedules/adamw_image_sets.py',
+    '../_base_/runtime/mmpretrain.py',
+]
+
+model = dict(head=dict(num_classes=_base_.num_classes))

@@ -1,0 +1,8 @@
+"""Dynamic Tuning (DyT), layer dispatch at r = 0.7, CIFAR-100; arXiv 2403.11808, table of variants: 89.38.
+
+python tools/train.py configs/dyt/vitb_layer_cifar100.py
+"""
+
+_base_ = './vitb_cifar100.py'
+
+model = dict(target_rate=0.7, backbone=dict(dispatch='layer'))

@@ -1,0 +1,196 @@
+"""Run a config on the VTAB-1K tasks under a folder, one after the other; a broken-off run goes on where it was.
+
+python tools/vtab.py configs/dyt/vitb_vtab1k.py [--root data/vtab-1k] [--tasks cifar dtd] [--val] [--seed 1] [--amp]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean
+
+from mmdyt import compat
+
+compat.install()
+
+from mmengine.config import Config, DictAction  # noqa: E402
+
+from mmdyt.engine import preflight  # noqa: E402
+
+TRAIN = Path(__file__).with_name('train.py')
+METRICS = dict(accuracy='accuracy/top1', activation_rate='activation_rate', gmacs='gmacs')
+VAL_LISTS = 'train_dataloader.dataset.ann_file=train800.txt', 'val_dataloader.dataset.ann_file=val200.txt'
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line; what is not given stays as the config has it."""
+    parser = argparse.ArgumentParser(description='Train and test on VTAB-1K tasks; the last epoch counts.')
+    parser.add_argument('config', help='config file on configs/_base_/datasets/vtab1k.py')
+    parser.add_argument('--root', type=Path, default=Path('data/vtab-1k'), help='folder of the task folders')
+    parser.add_argument('--tasks', nargs='+', metavar='TASK', help='default: all that are there')
+    parser.add_argument('--normalization', choices=['half', 'imagenet'], help='of the images')
+    parser.add_argument('--val', action='store_true', help='train on train800, test on val200: to choose settings')
+    parser.add_argument('--work-dir', type=Path, help='default work_dirs/<config name>')
+    parser.add_argument('--seed', type=int)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings, key=value')
+    args = parser.parse_args()
+    args.work_dir = args.work_dir or Path('work_dirs', Path(args.config).stem)
+    return args
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+    """Everything that the command line changes in the config, as key=value; ``--cfg-options`` come last and win."""
+    options = list(VAL_LISTS) if args.val else []
+    if args.normalization:
+        options.append(f'model.data_preprocessor.normalization={args.normalization}')
+    if args.seed is not None:
+        options.append(f'randomness.seed={args.seed}')
+    for option in args.cfg_options:
+        if '=' not in option:
+            raise ValueError(f'--cfg-options must be key=value, got {option}.')
+    return options + args.cfg_options
+
+
+def load(args: argparse.Namespace, task: str) -> Config:
+    """The config of a task with all overrides, as the training process, which inherits the environment, sees it."""
+    os.environ.update(VTAB_TASK=task, VTAB_ROOT=str(args.root.resolve()))
+    parser = argparse.ArgumentParser()
+    parser.add_argument('cfg_options', nargs='*', action=DictAction)
+    parsed = parser.parse_args(overrides(args))
+    parsed.__dict__.update(config=args.config, work_dir=str(args.work_dir), launcher='none', local_rank=0)
+    return preflight.load_config(parsed)
+
+
+def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:
+    """The tasks to run, in the order of VTAB-1K; refuses what is unknown or missing."""
+    if not groups:
+        raise ValueError(f'config must have _base_/datasets/vtab1k.py as a base, got {args.config}.')
+    known = [task for group in groups.values() for task in group]
+    for task in args.tasks or []:
+        if task not in known:
+            raise ValueError(f'--tasks must be among {known}, got {task!r}.')
+    if not args.root.is_dir():
+        raise FileNotFoundError(f'--root must name an existing folder, got {args.root}.')
+    there = [task for task in known if (args.root / task).is_dir()]
+    if not there:
+        raise FileNotFoundError(f'--root must hold folders named as the tasks {known}, got {args.root} without any.')
+    for task in args.tasks or []:
+        if task not in there:
+            raise FileNotFoundError(f'--tasks must be folders of {args.root}, got {task}. There are {there}.')
+    return [task for task in there if not args.tasks or task in args.tasks]
+
+
+def run_task(args: argparse.Namespace, task: str) -> dict | None:
+    """The result of a task: from its file if the same config wrote it, else by training; None where that failed."""
+    cfg = load(args, task)
+    state = json.dumps([cfg.to_dict() | dict(work_dir=None), args.amp], sort_keys=True, default=str)
+    digest = hashlib.sha256(state.encode()).hexdigest()
+    file = args.work_dir / task / 'result.json'
+    if file.is_file() and (known := json.loads(file.read_text()))['digest'] == digest:
+        print(f'{task}: known from {file}', flush=True)
+        return known['result']
+    file.unlink(missing_ok=True)
+    result = train(args, file.parent, cfg.train_cfg.max_epochs)
+    if result:
+        file.write_text(json.dumps(dict(digest=digest, result=result)) + '\n')
+        print(f'{task}: {result["accuracy"]:.2f} %', flush=True)
+    return result
+
+
+def train(args: argparse.Namespace, folder: Path, epochs: int) -> dict | None:
+    """Train and test a task in a process of its own, whose output goes to a file; None if that failed."""
+    options = overrides(args)
+    command = [sys.executable, TRAIN, args.config, '--work-dir', folder, *['--amp'] * args.amp]
+    command += ['--cfg-options', *options] if options else []
+    folder.mkdir(parents=True, exist_ok=True)
+    output = folder / 'output.txt'
+    print(f'{folder.name}: trains, see {output}', flush=True)
+    with output.open('w') as file:
+        code = subprocess.run(map(str, command), stdout=file, stderr=subprocess.STDOUT).returncode
+    result = None if code else last_test(folder, epochs)
+    if result is None:
+        reason = (output.read_text().splitlines() or ['no output'])[-1] if code else f'no accuracy of epoch {epochs}'
+        print(f'{folder.name}: failed, {reason}', file=sys.stderr, flush=True)
+    return result
+
+
+def last_test(folder: Path, epochs: int) -> dict | None:
+    """What the latest run logged when it was tested after its last epoch; None if it was not."""
+    logs = sorted(folder.glob('*/vis_data/scalars.json'))
+    rows = map(json.loads, logs[-1].read_text().splitlines()) if logs else []
+    tests = [row for row in rows if METRICS['accuracy'] in row and row['step'] == epochs]
+    return {name: tests[-1].get(key) for name, key in METRICS.items()} if tests else None
+
+
+def summarize(results: dict[str, dict], groups: dict) -> dict:
+    """Mean of each group, of all tasks and of the group means; None where a task is missing."""
+    missing = {name: [task for task in group if task not in results] for name, group in groups.items()}
+    accuracy = {task: result['accuracy'] for task, result in results.items()}
+    means = {name: None if missing[name] else mean(map(accuracy.get, group)) for name, group in groups.items()}
+    complete = not any(missing.values())
+    return dict(
+        groups=means,
+        mean_of_tasks=mean(accuracy.values()) if complete else None,
+        mean_of_groups=mean(means.values()) if complete else None,
+        missing={name: tasks for name, tasks in missing.items() if tasks},
+    )
+
+
+def report(results: dict[str, dict], summary: dict, groups: dict) -> str:
+    """A table for people."""
+
+    def cell(value: float | None, width: int, digits: int) -> str:
+        return f'{"-":>{width}}' if value is None else f'{value:>{width}.{digits}f}'
+
+    lines = [f'{"task":<24}{"accuracy %":>12}{"rate":>8}{"GMACs":>10}']
+    for task, result in results.items():
+        numbers = cell(result['accuracy'], 12, 2) + cell(result['activation_rate'], 8, 3) + cell(result['gmacs'], 10, 3)
+        lines.append(f'{task:<24}{numbers}')
+    means = {f'{name} ({len(groups[name])})': value for name, value in summary['groups'].items()}
+    means[f'mean of {sum(map(len, groups.values()))} tasks'] = summary['mean_of_tasks']
+    means['mean of group means'] = summary['mean_of_groups']
+    lines += ['', *(f'{name:<24}{cell(value, 12, 2)}' for name, value in means.items())]
+    lines += [f'No mean of {name}: {", ".join(tasks)} missing.' for name, tasks in summary['missing'].items()]
+    return '\n'.join([*lines, 'GMACs are MACs per image (papers print them as FLOPs).'])
+
+
+def settings(args: argparse.Namespace, cfg: Config) -> dict:
+    """What the results depend on, read from the config that runs."""
+    return dict(
+        config=args.config,
+        options=overrides(args),
+        tested_on=cfg.val_dataloader.dataset.ann_file,
+        epochs=cfg.train_cfg.max_epochs,
+        seed=cfg.randomness.seed,
+        normalization=cfg.model.data_preprocessor.get('normalization'),
+        amp=args.amp,
+        versions={name: version(name) for name in ('mmdyt', 'mmpretrain', 'mmengine', 'torch')},
+    )
+
+
+def main() -> None:
+    """Check what the user typed, run the tasks, print and write."""
+    args = parse_args()
+    with preflight.clean_exit():
+        cfg = load(args, 'cifar')  # any task's tells which ones there are
+        groups = cfg.get('vtab_groups', {})
+        tasks, ran_with = check_tasks(args, groups), settings(args, cfg)
+    found = {task: run_task(args, task) for task in tasks}
+    results = {task: result for task, result in found.items() if result}
+    summary = summarize(results, groups)
+    print('\n' + report(results, summary, groups))
+    failed = [task for task in tasks if task not in results]
+    file = args.work_dir / 'vtab.json'
+    file.write_text(json.dumps(ran_with | dict(tasks=results, failed=failed) | summary, indent=2) + '\n')
+    print(f'Written to {file}.')
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,6 +1,6 @@
 """Test a checkpoint of any mmdyt config: classification, segmentation or video.
 
-python tools/test.py configs/dyt/upernet_vitb_ade20k.py work_dirs/upernet_vitb_ade20k/iter_160000.pth [--tta | --complete]
+python tools/test.py configs/dyt/upernet_vitb_ade20k.py work_dirs/upernet_vitb_ade20k/iter_160000.pth [--tta]
 """
 
 import argparse

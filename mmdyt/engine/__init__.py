@@ -1,8 +1,9 @@
-"""Hooks of mmengine's runner: cost and parameter reports, exact resuming."""
+"""Hooks of mmengine's runner: cost and parameter reports, the temperature's schedule, exact resuming."""
 
 from .cpu_amp import CPUAmpOptimWrapper
 from .flops import FLOPsHook
 from .parameters import ParameterReportHook
 from .rng_state import RNGStateHook
+from .tau import TauScheduleHook
 
-__all__ = ['CPUAmpOptimWrapper', 'FLOPsHook', 'ParameterReportHook', 'RNGStateHook']
+__all__ = ['CPUAmpOptimWrapper', 'FLOPsHook', 'ParameterReportHook', 'RNGStateHook', 'TauScheduleHook']

@@ -6,26 +6,32 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS
 
+from mmdyt.engine.lists import check_class_folders, check_list
 
-def check_data(dataset: ConfigDict | None, where: str) -> None:
-    """Refuse a data set config whose root, folders, annotation file or images do not exist.
+READER = 'mmpretrain.datasets.custom'  # the module whose CustomDataset reads lists of "path label" and class folders
+
+
+def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None = None) -> None:
+    """Refuse a data set config whose root, folders, annotation file or images do not exist, or whose labels are wrong.
 
     Looks into wrappers (``dataset``, ``datasets``). Addresses, and data sets that download themselves, are left alone.
 
     Args:
         dataset: Its config, of a registered type; None is nothing to check.
         where: Path of ``dataset`` in the config, for the message.
+        num_classes: Of the head, from :func:`head_classes`; None leaves the range of labels open.
 
     Raises:
-        FileNotFoundError: If something is missing.
+        FileNotFoundError: If a folder or an annotation file is missing.
         TypeError: If a path is no string.
+        ValueError: If a list of samples, or the number of class folders, is wrong.
     """
     if not dataset:
         return
     for name in ('dataset', 'datasets'):
         inner = dataset.get(name)
         for i, part in enumerate(inner if isinstance(inner, list) else [inner]):
-            check_data(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''))
+            check_data(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''), num_classes)
     root = _path(dataset.get('data_root'), f'{where}.data_root')
     if '://' in root or _option(dataset, 'download') is True:
         return
@@ -47,6 +53,35 @@ def check_data(dataset: ConfigDict | None, where: str) -> None:
         raise FileNotFoundError(f'{where}.ann_file must name an existing file, got {Path(root, annotations)}.')
     if not annotations:
         _check_pairs(dataset, where, folders)
+    _check_samples(dataset, where, num_classes)
+
+
+def head_classes(model: ConfigDict) -> int | None:
+    """How many classes a classifier tells apart, inside any wrapper; None for another model."""
+    while model.get('module'):
+        model = model['module']
+    head = model.get('head') or model.get('cls_head')
+    number = head.get('num_classes') if isinstance(head, dict) else None
+    return number if isinstance(number, int) and number > 0 else None
+
+
+def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None) -> None:
+    """Refuse wrong lines of a list "path label", or too many class folders; other formats are left alone."""
+    kind = _kind(dataset)
+    if getattr(getattr(kind, 'load_data_list', None), '__module__', None) != READER:
+        return
+    if not kind.__init__.__module__.startswith('mmpretrain.'):
+        return  # a user's own constructor may take anything
+    data = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})  # joins its paths, reads nothing
+    folder = data.data_prefix.get('img_path')
+    if folder is None:
+        raise ValueError(f'{where}.data_prefix must name img_path, got {dict(dataset.data_prefix)}.')
+    if data.ann_file:
+        steps = dataset.get('pipeline') or []
+        images = not any(step.get('backend_args') or step.get('file_client_args') for step in steps)
+        check_list(data.ann_file, folder, where, num_classes, labels=data.with_label, images=images)
+    elif data.with_label:
+        check_class_folders(folder, where, num_classes)
 
 
 def _check_pairs(dataset: ConfigDict, where: str, folders: dict[str, Path]) -> None:
@@ -80,10 +115,15 @@ def _path(value: str | None, name: str) -> str:
 
 def _option(dataset: ConfigDict, name: str):
     """An argument of the data set, or its default; None where it has no such argument."""
-    kind = dataset.get('type')
+    kind = _kind(dataset)
     if name in dataset or kind is None:
         return dataset.get(name)
-    with DATASETS.switch_scope_and_registry(None) as registry:
-        kind = registry.get(kind) if isinstance(kind, str) else kind
     parameter = inspect.signature(kind).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def _kind(dataset: ConfigDict) -> type | None:
+    """The class of the data set; None where the config names none."""
+    kind = dataset.get('type')
+    with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:
+        return registry.get(kind) if isinstance(kind, str) else kind

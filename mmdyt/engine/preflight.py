@@ -17,7 +17,7 @@ from mmengine.runner import find_latest_checkpoint
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt.engine.checkpoints import check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
-from mmdyt.engine.datasets import check_data
+from mmdyt.engine.datasets import check_data, head_classes
 from mmdyt.engine.names import check_types, near
 
 LOOPS = ('train', 'val', 'test')
@@ -125,7 +125,7 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     Raises:
         FileNotFoundError: If a checkpoint, data root, data folder or annotation file is missing.
         KeyError: If a registered type is unknown.
-        ValueError: If a constructor refuses its arguments, or a checkpoint does not fit.
+        ValueError: If a constructor refuses its arguments, a checkpoint does not fit, or a list of samples is wrong.
     """
     _check_complete(cfg, loops)
     train, resume = 'train' in loops, 'train' in loops and cfg.get('resume', False)
@@ -136,8 +136,9 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     init_default_scope(scope)
     unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in PARTS}
     check_types({key: value for key, value in cfg.items() if key not in unused}, scope)
+    num_classes = head_classes(cfg.model)
     for loop in loops:
-        check_data((cfg.get(f'{loop}_dataloader') or {}).get('dataset'), f'{loop}_dataloader.dataset')
+        check_data((cfg.get(f'{loop}_dataloader') or {}).get('dataset'), f'{loop}_dataloader.dataset', num_classes)
     pretrained = list(pretrained_cfgs(cfg.model, 'model')) if train else []
     for where, init_cfg in pretrained:
         check_exists(f'{where}.checkpoint', init_cfg.get('checkpoint'))

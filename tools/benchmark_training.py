@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from pathlib import Path
@@ -78,10 +79,9 @@ class Step:
 
 def read_config(name: str, args: argparse.Namespace) -> Config:
     """The config of ``CONFIG[,KEY=VALUE...]``, checked as before training."""
-    path, *options = name.split(',')
-    for option in options:
-        if '=' not in option:
-            raise ValueError(f'configs must be CONFIG[,KEY=VALUE...], got {option!r} after {path}.')
+    path, *options = re.split(r',(?=[\w.]+=)', name)
+    if ',' in path:
+        raise ValueError(f'configs must be CONFIG[,KEY=VALUE...], got {path}.')
     values = {key: DictAction._parse_iterable(value) for key, value in (option.split('=', 1) for option in options)}
     cfg = preflight.load_config(
         argparse.Namespace(config=path, cfg_options=values, work_dir=None, launcher='none', local_rank=0)

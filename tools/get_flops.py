@@ -53,7 +53,7 @@ def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dic
     """MACs of every part with patch tokens active at ``rate``, beside dense, and parameters."""
     backbone = host.backbone
     k = rate * backbone.num_patches(*shape) + backbone.size().num_prefix_tokens
-    active = {name: k for name in dynamic_branches(backbone)}
+    active = {name: k for name, branch in dynamic_branches(backbone).items() if branch.inference == 'packed'}
     with torch.no_grad(), complete_model(host):
         channels = backbone.patch_embed.projection.in_channels
         features = backbone(torch.empty(1, channels, *shape, device='meta'))

@@ -13,7 +13,7 @@ compat.install()
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmdyt.core.branch import complete_model  # noqa: E402
+from mmdyt.core.branch import complete_model, dynamic_branches  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
 
 
@@ -44,6 +44,9 @@ def main() -> None:
         if args.tta:
             preflight.use_tta(cfg)
     runner = Runner.from_cfg(cfg)
+    with preflight.clean_exit():
+        if args.complete and not dynamic_branches(runner.model):
+            raise ValueError('--complete must find dispatchers in the model, got none.')
     with complete_model(runner.model) if args.complete else nullcontext():
         runner.test()
 

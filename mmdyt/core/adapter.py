@@ -176,5 +176,5 @@ def _check_arguments(dim: int, bottleneck: int, scale: float, dropout: float) ->
         raise ValueError(f'bottleneck must be a positive integer, got {bottleneck!r}.')
     if not 0 <= dropout < 1:
         raise ValueError(f'dropout must lie in [0, 1), got {dropout}. It is a probability, not percent.')
-    if not math.isfinite(scale):
-        raise ValueError(f'scale must be a finite number, got {scale}.')
+    if not (isinstance(scale, int | float) and math.isfinite(scale)):
+        raise ValueError(f'scale must be a finite number, got {scale!r}.')

@@ -11,6 +11,7 @@ from .attention import Layout
 from .dispatcher import Dispatch
 from .executors import EXECUTORS, Branch, read_prefix
 
+INFERENCE = ('packed', 'masked')
 TRAINING = ('masked', 'split', 'masked_all_keys')
 
 
@@ -46,8 +47,8 @@ class DynamicBranch(nn.Module):
         training: str = 'masked',
     ):
         super().__init__()
-        if inference not in ('packed', 'masked'):
-            raise ValueError(f"inference must be 'packed' or 'masked', got {inference!r}.")
+        if inference not in INFERENCE:
+            raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
         if training not in TRAINING:
             raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
         self.adapter = adapter

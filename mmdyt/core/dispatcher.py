@@ -101,9 +101,9 @@ class TokenDispatcher(nn.Module):
             raise ValueError(f'dim must be at least 1, got {dim}.')
         if num_prefix_tokens < 0:
             raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens}.')
-        if not 0 < tau < float('inf'):
-            raise ValueError(f'tau must be a positive number, got {tau}.')
-        if not 0 < initial_rate < 1:
+        if not (isinstance(tau, int | float) and 0 < tau < math.inf):
+            raise ValueError(f'tau must be a positive number, got {tau!r}.')
+        if not (isinstance(initial_rate, int | float) and 0 < initial_rate < 1):
             raise ValueError(f'initial_rate must lie in (0, 1), got {initial_rate}. Rates are fractions, not percent.')
         self.num_prefix_tokens = num_prefix_tokens
         self.tau = tau
@@ -140,7 +140,7 @@ class TokenDispatcher(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""
-        return f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}'
+        return f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}, initial_rate={self.initial_rate}'
 
 
 class SampleDispatcher(TokenDispatcher):
@@ -203,3 +203,7 @@ class RandomDispatcher(nn.Module):
     def macs_per_token(self) -> int:
         """None."""
         return 0
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(model)``."""
+        return f'num_prefix_tokens={self.num_prefix_tokens}, rate={self.rate}'

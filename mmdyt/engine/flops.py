@@ -73,6 +73,7 @@ class FLOPsHook(Hook):
     cost. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
     FLOPs.
 
+    A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
     Without dispatchers (baselines) there are no rates to report, only GMACs.
 
     Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
@@ -105,6 +106,7 @@ class FLOPsHook(Hook):
             (dispatch,) = self._record.dispatches[name]
             patches = dispatch.patch_mask.float().sum(dim=(1, 2)).cpu()  # (B,)
             self._sums[f'active/{name}'] += patches.sum().item()
+            self._sums[f'seen/{name}'] += dispatch.patch_mask.shape[0] * dispatch.patch_mask.shape[1]
             branch: DynamicBranch = backbone.get_submodule(name)
             if branch.inference == 'packed':
                 active[name] = patches + dispatch.num_prefix_tokens
@@ -115,7 +117,6 @@ class FLOPsHook(Hook):
         macs = torch.as_tensor(backbone.macs(height, width, active)).expand(batch).sum().item()
         dense = batch * backbone.dense_macs(height, width)
         self._sums.update(
-            patches=batch * backbone.num_patches(height, width),
             backbone=macs,
             backbone_dense=dense,
             total=macs + decoder,
@@ -147,8 +148,9 @@ class FLOPsHook(Hook):
     def _report(self, runner, metrics: dict | None, mode: str) -> None:
         """Means over all images of all ranks, into the log, the message hub and the metrics."""
         sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
-        images, patches = sums['images'], sums['patches']
-        rates = {label: sums[f'active/{name}'] / patches for name, label in _labels(self._record.names).items()}
+        images = sums['images']
+        labels = {name: label for name, label in _labels(self._record.names).items() if sums[f'seen/{name}']}
+        rates = {label: sums[f'active/{name}'] / sums[f'seen/{name}'] for name, label in labels.items()}
         report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
         report |= {f'activation_rate/{layer}': rate for layer, rate in rates.items()}
         report |= dict(

@@ -1,6 +1,7 @@
 """Dynamic Tuning in mmpretrain."""
 
 from mmpretrain.models import ClsDataPreprocessor, ImageClassifier
+from mmpretrain.models.heads import MultiLabelClsHead
 from torch import nn
 
 from mmdyt.models.dynamic_model import DynamicModel
@@ -18,10 +19,18 @@ class DyTImageClassifier(DynamicModel, ImageClassifier):
         complete_weight: See :class:`~mmdyt.models.dynamic_model.DynamicModel`.
         distill_weight: See there.
         **host: Its other arguments, and those of mmpretrain's ``ImageClassifier``.
+
+    Raises:
+        ValueError: If an argument is out of range, or the head's classes do not exclude each other.
     """
 
     def __init__(self, *, complete_weight: float = 1.0, distill_weight: float = 1.0, **host):
         super().__init__(complete_weight=complete_weight, distill_weight=distill_weight, **host)
+        if distill_weight and isinstance(self.head, MultiLabelClsHead):
+            raise ValueError(
+                f'distill_weight must be 0 with a {type(self.head).__name__}, got {distill_weight}. The distillation '
+                'is between classes that exclude each other.'
+            )
 
     def logits_module(self) -> nn.Module:
         """The head: its output are the class scores."""

@@ -1,9 +1,12 @@
 """What Dynamic Tuning adds to the training of any host model; knows no host."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
@@ -15,8 +18,8 @@ class DynamicModel:
     The host's losses, plus ``rate_weight`` times the rate loss, plus ``complete_weight`` times the host's losses of the
     complete model (every token runs every branch), plus ``distill_weight`` times the KL divergence of the dynamic
     prediction from the complete one. The last two share one second forward pass, and there is none if both weights
-    are 0. A model without dispatchers has the host's losses only. Source: Dynamic Tuning (arXiv 2403.11808),
-    section 3.4.
+    are 0; it leaves the running statistics of batch norms alone. A model without dispatchers has the host's losses
+    only. Source: Dynamic Tuning (arXiv 2403.11808), section 3.4.
 
     A host class defines :meth:`logits_module`.
 
@@ -47,6 +50,10 @@ class DynamicModel:
             if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
                 raise ValueError(f'{name} must be at least 0, got {weight}.')
         super().__init__(**host)
+        for name, branch in dynamic_branches(self).items():
+            fixed = getattr(branch.dispatcher, 'rate', target_rate)
+            if fixed != target_rate:
+                raise ValueError(f'target_rate must be the rate {fixed} of {name}.dispatcher, got {target_rate}.')
         self.target_rate = target_rate
         self.rate_weight = rate_weight
         self.complete_weight = complete_weight
@@ -67,7 +74,8 @@ class DynamicModel:
         losses['activation_rate'] = rate.detach()
         if self.complete_weight or self.distill_weight:
             # a teacher that is not itself trained needs no gradient
-            with complete_model(self), torch.set_grad_enabled(self.complete_weight > 0 and torch.is_grad_enabled()):
+            learns = self.complete_weight > 0 and torch.is_grad_enabled()
+            with complete_model(self), _kept_statistics(self), torch.set_grad_enabled(learns):
                 teacher, complete = self._host_pass(inputs, data_samples, **kwargs)
             if self.complete_weight:
                 losses |= {f'complete.{k}': _weighted(k, value, self.complete_weight) for k, value in complete.items()}
@@ -75,15 +83,40 @@ class DynamicModel:
                 losses['loss_distill'] = self.distill_weight * distillation_loss(logits, teacher)
         return losses
 
-    def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor, dict]:
-        """One forward pass of the host: the prediction, and the host's losses."""
+    def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor | None, dict]:
+        """One forward pass of the host: the prediction, where it will be distilled, and the host's losses."""
+        if not self.distill_weight:
+            return None, super().loss(inputs, data_samples, **kwargs)
         outputs = []
-        handle = self.logits_module().register_forward_hook(lambda module, args, output: outputs.append(output))
+        module = self.logits_module()
+        handle = module.register_forward_hook(lambda module, args, output: outputs.append(output))
         try:
             losses = super().loss(inputs, data_samples, **kwargs)
         finally:
             handle.remove()
+        if not outputs:
+            raise ValueError(
+                f'distill_weight must be 0 with a {type(module).__name__}, whose training pass shows no logits, got '
+                f'{self.distill_weight}.'
+            )
         return outputs[-1], losses
+
+
+@contextmanager
+def _kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the context batch norms (of heads) normalise as ever, but do not update their running statistics.
+
+    Inference normalises what the dynamic model gives; the complete model's features must not be mixed in.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
 
 
 def _weighted(name: str, value: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:

@@ -30,10 +30,10 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
 
     def __init__(self, **host):
         super().__init__(**host)
-        if (self.complete_weight or self.distill_weight) and not hasattr(self.decode_head, 'conv_seg'):
+        if self.distill_weight and not hasattr(self.decode_head, 'conv_seg'):
             raise ValueError(
-                'complete_weight and distill_weight must be 0 with a decode head without conv_seg, got '
-                f'{self.complete_weight} and {self.distill_weight} with {type(self.decode_head).__name__}.'
+                f'distill_weight must be 0 with a decode head without conv_seg, got {self.distill_weight} with '
+                f'{type(self.decode_head).__name__}.'
             )
 
     def logits_module(self) -> nn.Module:

@@ -10,7 +10,7 @@ from mmengine.model import ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
 
 from mmdyt.core.adapter import Adapter, MoEAdapter
-from mmdyt.core.branch import DynamicBranch, dynamic_branches
+from mmdyt.core.branch import INFERENCE, TRAINING, DynamicBranch, dynamic_branches
 from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 from mmdyt.core.macs import Count, ViTSize, dense_vit_macs, linear_weights, vit_macs
 from mmdyt.core.tuning import Tuned, set_tuned
@@ -82,6 +82,15 @@ class DyTVisionTransformer(VisionTransformer):
     ):
         if dispatch not in DISPATCH:
             raise ValueError(f'dispatch must be one of {list(DISPATCH)}, got {dispatch!r}.')
+        for name, part in dict(adapter=adapter, dispatcher=dispatcher).items():
+            if not (part is None or isinstance(part, Mapping)):
+                raise ValueError(f'{name} must be a config or None, got {part!r}.')
+        if training not in TRAINING:
+            raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
+        if inference not in INFERENCE:
+            raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
+        if not isinstance(skip_unread, bool):
+            raise ValueError(f'skip_unread must be True or False, got {skip_unread!r}.')
         if 'frozen_stages' in vit:
             raise ValueError(
                 f'frozen_stages must not be set, got {vit["frozen_stages"]}. Choose what is trained with tuned=...'
@@ -141,6 +150,12 @@ class DyTVisionTransformer(VisionTransformer):
                 f"skip_unread must be False unless out_type is 'cls_token' and only the last layer is read, got "
                 f'out_type={self.out_type!r}, out_indices={self.out_indices}.'
             )
+        if type(self.layers[-1].attn.qkv) is not nn.Linear:
+            raise ValueError(
+                f'skip_unread must be False unless the projections are nn.Linear, got {type(self.layers[-1].attn.qkv)}.'
+            )
+        if any(branch.training_executor == 'masked_all_keys' for branch in self.layers[-1].dynamic.values()):
+            raise ValueError("skip_unread must be False with training='masked_all_keys', got True.")
         adapters = [branch.adapter for branch in self.layers[-1].dynamic.values()]
         if any(isinstance(adapter, MoEAdapter) for adapter in adapters):
             raise ValueError('skip_unread must be False with a MoEAdapter, whose router reads all tokens, got True.')

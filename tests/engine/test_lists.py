@@ -86,6 +86,7 @@ def test_a_sound_list_passes_and_mmpretrain_reads_it(data, ending):
         ('d.png 1', "there is no file '{images}/d.png'"),
         ('sub 1', "there is no file '{images}/sub'"),
         ('no/b.png 1', "there is no file '{images}/no/b.png'"),
+        ('/b.png 1', "there is no file '/b.png'"),
         ('B.png 1', "there is no file '{images}/B.png'"),
     ],
 )
@@ -179,6 +180,16 @@ def test_each_folder_is_read_once_and_no_image_is_opened(data, monkeypatch):
     check_list(str(data / 'list.txt'), str(data / 'images'), 'set', 3)
     assert [Path(folder).name for folder in read] == ['images', 'sub']
     assert opened == [str(data / 'list.txt')]
+
+
+def test_images_of_a_folder_that_cannot_be_listed_are_looked_up(data, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(folder)
+
+    (data / 'list.txt').write_text('a.png 0\nd.png 0\n')
+    monkeypatch.setattr(os, 'scandir', refuse)
+    with pytest.raises(ValueError, match="got 1 bad of 2 lines.*line 2: there is no file '.*/d.png'"):
+        check_list(str(data / 'list.txt'), str(data / 'images'), 'set', 3)
 
 
 def test_images_that_lie_elsewhere_are_not_looked_for(data):

@@ -92,6 +92,7 @@ def test_one_iteration_is_the_first():
 @pytest.mark.parametrize('by', ['linear', 'exponential', 'cosine'])
 def test_a_resumed_schedule_goes_on_where_it_stopped(by):
     unbroken = run(TauScheduleHook(by=by), dispatchers(), 0, 7, max_iters=7)
+    assert len(set(unbroken)) == 7
     assert run(TauScheduleHook(by=by), dispatchers(), 3, 7, max_iters=7) == unbroken[3:]
 
 

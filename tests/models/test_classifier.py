@@ -12,16 +12,17 @@ from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
 
 # isort: split
 from mmpretrain.registry import MODELS
-from mmpretrain.structures import DataSample
+from mmpretrain.structures import DataSample, MultiTaskDataSample
 
 
 def build(backbone=None, **options):
     torch.manual_seed(0)
     backbone = dict(type='mmdyt.DyTVisionTransformer', arch=TINY, img_size=32, patch_size=8) | (backbone or {})
-    head = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=32)
+    head = options.pop('head', dict(type='VisionTransformerClsHead', num_classes=5, in_channels=32))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         model = MODELS.build(dict(type='mmdyt.DyTImageClassifier', backbone=backbone, head=head, **options))
-    nn.init.normal_(model.head.layers.head.weight)
+    if hasattr(model.head, 'layers'):
+        nn.init.normal_(model.head.layers.head.weight)
     spread_masks(model)
     for branch in dynamic_branches(model).values():
         branch.adapter.dropout.p = 0.0
@@ -106,15 +107,27 @@ def test_each_loss_is_switched_and_weighted(weights):
         assert passes == [True, False]  # a teacher that is not trained needs no gradient
 
 
-def test_no_gradient_flows_into_the_teacher():
+def test_dispatchers_do_not_run_in_the_complete_model():
     model = build()
     losses = losses_of(model)
     complete = torch.autograd.grad(losses['complete.loss'], model.head.layers.head.weight, retain_graph=True)[0]
     assert complete.abs().sum() > 0
-    # dispatchers do not run in the complete model
     gates = [branch.dispatcher.gate.weight for branch in dynamic_branches(model).values()]
     assert torch.autograd.grad(losses['complete.loss'], gates, allow_unused=True, retain_graph=True) == (None,) * 3
     assert torch.autograd.grad(losses['loss_distill'], gates[:-1])[0].abs().sum() > 0
+
+
+def test_a_head_without_logits_trains_without_distillation_and_is_named_with_it():
+    tasks = dict(a=dict(type='LinearClsHead', num_classes=5, in_channels=32))
+    head = dict(type='MultiTaskHead', task_heads=tasks, in_channels=32)
+    inputs, _ = batch()
+    samples = [MultiTaskDataSample() for _ in inputs]
+    for i, sample in enumerate(samples):
+        sample.set_field(DataSample().set_gt_label(i % 5), 'a')
+    losses = build(head=head, distill_weight=0.0).loss(inputs, samples)
+    assert 'loss_rate' in losses and any(name.startswith('complete.') for name in losses)
+    with pytest.raises(ValueError, match='distill_weight must be 0 with a MultiTaskHead, whose training pass shows no'):
+        build(head=head).loss(inputs, samples)
 
 
 def test_without_dispatchers_the_losses_are_the_hosts():
@@ -140,6 +153,21 @@ def test_predicts_as_the_stock_classifier_does():
         (dict(rate_weight=-1), 'rate_weight must be at least 0, got -1'),
         (dict(complete_weight=-1), 'complete_weight must be at least 0, got -1'),
         (dict(distill_weight=float('nan')), 'distill_weight must be at least 0, got nan'),
+        (dict(backbone=dict(adapter=False)), 'adapter must be a config or None, got False'),
+        (dict(backbone=dict(dispatcher='random')), "dispatcher must be a config or None, got 'random'"),
+        (dict(backbone=dict(dispatcher=None, adapter=None, training='x')), "training must be one of .*, got 'x'"),
+        (dict(backbone=dict(dispatcher=None, adapter=None, inference='x')), "inference must be one of .*, got 'x'"),
+        (dict(backbone=dict(skip_unread='no')), "skip_unread must be True or False, got 'no'"),
+        (dict(backbone=dict(adapter=dict(scale='x'))), "scale must be a finite number, got 'x'"),
+        (dict(backbone=dict(dispatcher=dict(tau='5'))), "tau must be a positive number, got '5'"),
+        (
+            dict(target_rate=0.7, backbone=dict(dispatcher=dict(type='mmdyt.RandomDispatcher', rate=0.5))),
+            r'target_rate must be the rate 0\.5 of backbone\.layers\.0\.dynamic\.mlp\.dispatcher, got 0\.7',
+        ),
+        (
+            dict(head=dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=32)),
+            'distill_weight must be 0 with a MultiLabelLinearClsHead, got 1.0',
+        ),
         (dict(backbone=dict(dispatch='mpl')), "dispatch must be one of .*, got 'mpl'"),
         (dict(backbone=dict(adapter=dict(bottleneck=0))), 'bottleneck must be a positive integer, got 0'),
         (dict(backbone=dict(adapter=dict(type='mmdyt.MoEAdapter', num_experts=0))), 'num_experts must be a positive'),

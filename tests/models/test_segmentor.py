@@ -233,6 +233,25 @@ class TestCompleteModelLosses:
         cfg.model.decode_head = dict(
             type='SegmenterMaskTransformerHead', in_channels=32, channels=32, num_classes=3, num_layers=1, num_heads=1,
             embed_dims=32, in_index=3, loss_decode=dict(type='CrossEntropyLoss'))  # fmt: skip
-        MODELS.build(cfg.model)
-        with pytest.raises(ValueError, match='must be 0 with a decode head without conv_seg, got 0.0 and 1.0'):
+        with pytest.raises(ValueError, match='distill_weight must be 0 with a decode head without conv_seg, got 1.0'):
             MODELS.build(cfg.model | dict(distill_weight=1.0))
+        for complete_weight in (0.0, 1.0):
+            losses = (
+                MODELS.build(cfg.model | dict(complete_weight=complete_weight))
+                .train()
+                .loss(torch.randn(2, 3, 64, 64), samples())
+            )
+            assert ('complete.decode.loss_ce' in losses) == bool(complete_weight) and 'loss_rate' in losses
+
+    def test_running_statistics_are_those_of_the_dynamic_model(self, cfg):
+        norms = []
+        for weights in (dict(), dict(complete_weight=1.0, distill_weight=1.0)):
+            torch.manual_seed(0)
+            model = MODELS.build(cfg.model | weights).train()
+            inputs, data_samples = torch.randn(2, 3, 64, 64), samples()
+            torch.manual_seed(1)
+            model.loss(inputs, data_samples)
+            norm = model.decode_head.fpn_bottleneck.bn
+            norms.append((norm.running_mean, norm.momentum))
+        assert norms[0][0].abs().sum() > 0 and norms[0][1] == norms[1][1] == 0.1
+        torch.testing.assert_close(norms[0][0], norms[1][0])

@@ -128,3 +128,10 @@ def test_refused_with_a_router_that_reads_all_tokens():
     moe = dict(type='mmdyt.MoEAdapter')
     with pytest.raises(ValueError, match='skip_unread must be False with a MoEAdapter'):
         DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, skip_unread=True, adapter=moe)
+
+
+def test_refused_with_a_training_that_sees_inactive_keys():
+    with pytest.raises(ValueError, match="skip_unread must be False with training='masked_all_keys'"):
+        DyTVisionTransformer(
+            arch=TINY, img_size=32, patch_size=8, skip_unread=True, dispatch='attn', training='masked_all_keys'
+        )

@@ -1,5 +1,7 @@
 # VTAB-1K, 19 tasks from one file: VTAB_TASK picks one, VTAB_ROOT is their folder; tools/vtab.py runs them all.
 # In <root>/<task>/ lie the lists, "path label" a line: train800, val200, train800val200, test (.txt).
+_base_ = './path_label_224.py'
+
 vtab_groups = dict(  # the number of classes of each task
     natural=dict(cifar=100, caltech101=102, dtd=47, oxford_flowers102=102, oxford_iiit_pet=37, svhn=10, sun397=397),
     specialized=dict(patch_camelyon=2, eurosat=10, resisc45=45, diabetic_retinopathy=5),
@@ -11,22 +13,8 @@ task = '{{$VTAB_TASK:cifar}}'
 assert task in class_counts, f'VTAB_TASK must be one of {list(class_counts)}, got {task!r}.'
 num_classes = class_counts[task]
 
-pipeline = [  # no augmentation
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(224, 224), backend='pillow', interpolation='bicubic'),
-    dict(type='PackInputs'),
-]
-dataset = dict(type='CustomDataset', data_root='{{$VTAB_ROOT:data/vtab-1k}}/' + task, pipeline=pipeline)
-loader = dict(batch_size=64, num_workers=4, persistent_workers=True)
-train_dataloader = dict(
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(ann_file='train800val200.txt', **dataset),
-    **loader)
-val_dataloader = dict(
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(ann_file='test.txt', **dataset),
-    **loader)
+data_root = '{{$VTAB_ROOT:data/vtab-1k}}/' + task
+train_dataloader = dict(dataset=dict(data_root=data_root))
+val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type='Accuracy', topk=(1, ))  # on all 19 tasks; the full sets of Aircraft and Pets count per class
-test_evaluator = val_evaluator
+# accuracy on all 19 tasks; the full sets of Aircraft and Pets count per class

@@ -1,0 +1,8 @@
+"""Parallel adapter (AdaptFormer), ViT-B/16 on Food-101; arXiv 2403.11808, image classification table: 90.84.
+
+python tools/train.py configs/baselines/vitb_adapter_food101.py
+"""
+
+_base_ = '../dyt/vitb_food101.py'
+
+model = dict(backbone=dict(dispatcher=None))

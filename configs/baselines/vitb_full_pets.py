@@ -1,0 +1,9 @@
+"""Full tuning, ViT-B/16 IN-21k on Oxford-IIIT Pet; arXiv 2403.11808, image classification table: 93.11.
+
+python tools/train.py configs/baselines/vitb_full_pets.py
+"""
+
+_base_ = '../dyt/vitb_pets.py'
+
+model = dict(backbone=dict(adapter=None, dispatcher=None, tuned='all'))
+optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 10))

@@ -1,0 +1,8 @@
+"""Linear probe, ViT-B/16 IN-21k on SVHN; arXiv 2403.11808, image classification table: 56.29.
+
+python tools/train.py configs/baselines/vitb_linear_svhn.py
+"""
+
+_base_ = '../dyt/vitb_svhn.py'
+
+model = dict(backbone=dict(adapter=None, dispatcher=None))

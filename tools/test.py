@@ -49,6 +49,7 @@ def main() -> None:
             raise ValueError('--complete must find dispatchers in the model, got none.')
     with complete_model(runner.model) if args.complete else nullcontext():
         runner.test()
+    preflight.end_cpu_processes()
 
 
 if __name__ == '__main__':

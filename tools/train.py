@@ -44,6 +44,7 @@ def main() -> None:
         preflight.set_resume(cfg, args.resume)
         preflight.check(cfg, loops=('train', 'val'))
     Runner.from_cfg(cfg).train()
+    preflight.end_cpu_processes()
 
 
 if __name__ == '__main__':

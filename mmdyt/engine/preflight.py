@@ -179,6 +179,22 @@ def _use_cpu_processes(cfg: Config) -> None:
         print_log('No GPU: SyncBN became BN, so each process normalises its own images.', level=logging.WARNING)
 
 
+def end_cpu_processes() -> None:
+    """End a distributed run without GPUs that has done its work; nothing to do for others.
+
+    Now and then a thread of gloo outlives its group, and the interpreter's own end would abort the process over it. So
+    the process leaves without that end, once all that it wrote is on disk.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_backend() != 'gloo':
+        return
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
 def _replace_type(node, old: str, new: str) -> int:
     """Rename a ``type`` everywhere in a config; return how often."""
     if isinstance(node, list | tuple):

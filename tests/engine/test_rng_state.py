@@ -12,6 +12,7 @@ from mmdyt.engine.rng_state import RNGStateHook, get_random_states
 ROOT = Path(__file__).parents[2]
 EPOCHS_CONFIG = """
 _base_ = '{root}/configs/_base_/runtime/mmpretrain.py'
+custom_hooks = [dict(type='mmdyt.RNGStateHook')]
 model = dict(
     type='ImageClassifier',
     data_preprocessor=dict(num_classes=2, mean=[127.5, 127.5, 127.5], std=[127.5, 127.5, 127.5]),

@@ -100,7 +100,7 @@ def main() -> None:
         dispatched = bool(dynamic_branches(host))
         if args.rate is not None and not dispatched:
             raise ValueError(f'--rate must be left out for a model without dispatchers, got {args.rate}.')
-        rate = args.rate if args.rate is not None else host.target_rate if dispatched else 1.0
+        rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0) if dispatched else 1.0
         counts = count(host, shape, rate)
     print(report(counts, shape, rate))
     if args.json:

@@ -135,3 +135,15 @@ def test_refusals(run_tool, capfd, args, expected):
     (message,) = capfd.readouterr().err.splitlines()
     assert message.startswith('error: ') and expected in message
     assert not Path('no_such_folder').exists()
+
+
+def test_a_stock_host_with_a_dispatched_backbone_has_no_target_and_is_counted_whole(tmp_path, count):
+    config = tmp_path / 'stock.py'
+    config.write_text(
+        "default_scope = 'mmpretrain'\ncustom_imports = dict(imports=['mmdyt.models'])\n"
+        "backbone = dict(type='mmdyt.DyTVisionTransformer', arch='deit-tiny', img_size=224)\n"
+        "head = dict(type='VisionTransformerClsHead', num_classes=100, in_channels=192)\n"
+        "model = dict(type='ImageClassifier', backbone=backbone, head=head)\n"
+    )
+    dispatchers = 12 * 196 * 192
+    assert count(config=config)['backbone']['macs'] == vitti_macs(1, False) + dispatchers

@@ -13,14 +13,14 @@ compat.install()
 
 import torch  # noqa: E402
 import torch.nn as nn  # noqa: E402
-from mmengine.config import DictAction  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
 from mmdyt.core.branch import complete_model, dynamic_branches  # noqa: E402
 from mmdyt.core.tuning import count_parameters  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
-from mmdyt.engine.flops import HEADS, find_host, part_macs  # noqa: E402
+from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs  # noqa: E402
 from mmdyt.engine.names import check_types  # noqa: E402
 
 
@@ -28,10 +28,12 @@ def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description='Count multiply-adds (MACs; papers print them as FLOPs) and parameters of one forward pass. '
-        'With sliding windows this is one window; mmdyt.FLOPsHook sums the windows of real images.'
+        'With sliding windows this is one window, for video one view of a clip; mmdyt.FLOPsHook sums the windows of '
+        'real images and the views of real clips.'
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help="default: the backbone's img_size")
+    parser.add_argument('--frames', type=int, metavar='T', help="of a view; default: the test pipeline's clip_len")
     parser.add_argument('--rate', type=float, help="activation rate in [0, 1]; default: the config's target_rate")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the counts, in single multiply-adds')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
@@ -39,9 +41,8 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build_host(args: argparse.Namespace) -> nn.Module:
+def build_host(cfg: Config) -> nn.Module:
     """Build the config's model on the meta device: no weights are read or allocated."""
-    cfg = preflight.load_config(args)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     check_types(dict(model=cfg.model), cfg.get('default_scope', 'mmengine'))
@@ -49,17 +50,38 @@ def build_host(args: argparse.Namespace) -> nn.Module:
         return find_host(MODELS.build(cfg.model)).eval()
 
 
-def count(host: nn.Module, shape: tuple[int, int], rate: float) -> dict[str, dict[str, int]]:
-    """MACs of every part with patch tokens active at ``rate``, beside dense, and parameters."""
+def view_frames(host: nn.Module, cfg: Config, frames: int | None) -> int | None:
+    """Frames of a view: what the user said, or what the test pipeline samples; None for a model of images."""
+    if not is_recognizer(host):
+        if frames is not None:
+            raise ValueError(f'--frames must be left out for a model of images, got {frames}.')
+        return None
+    steps = (cfg.get('test_dataloader') or {}).get('dataset', {}).get('pipeline') or []
+    frames = frames or next((step['clip_len'] for step in steps if step.get('clip_len')), None)
+    if frames is None:
+        raise ValueError('--frames must be set where no step of the test pipeline has a clip_len, got none.')
+    return frames
+
+
+def count(host: nn.Module, shape: tuple[int, int], rate: float, frames: int | None = None) -> dict[str, dict[str, int]]:
+    """MACs of every part with patch tokens active at ``rate``, beside dense, and parameters.
+
+    Args:
+        host: The model, on the meta device.
+        shape: Height and width in pixels.
+        rate: Activation rate.
+        frames: Of a view; None counts an image.
+    """
     backbone = host.backbone
     k = rate * backbone.num_patches(*shape) + backbone.size().num_prefix_tokens
     active = {name: k for name, branch in dynamic_branches(backbone).items() if branch.inference == 'packed'}
     with torch.no_grad(), complete_model(host):
         channels = backbone.patch_embed.projection.in_channels
-        features = backbone(torch.empty(1, channels, *shape, device='meta'))
-    parts = part_macs(host, features)
-    macs = dict(backbone=round(float(backbone.macs(*shape, active))), **parts)
-    dense = dict(backbone=round(backbone.dense_macs(*shape)), **parts)
+        size = (frames, *shape) if frames else shape
+        features = backbone(torch.empty(1, channels, *size, device='meta'))
+    parts, images = part_macs(host, features), frames or 1
+    macs = dict(backbone=round(images * float(backbone.macs(*shape, active))), **parts)
+    dense = dict(backbone=round(images * backbone.dense_macs(*shape)), **parts)
     counts = {name: dict(macs=macs[name], dense_macs=dense[name]) for name in macs}
     counts = dict(total=dict(macs=sum(macs.values()), dense_macs=sum(dense.values()))) | counts
     return counts | dict(params=count_parts_parameters(host))
@@ -73,9 +95,11 @@ def count_parts_parameters(host: nn.Module) -> dict[str, int]:
     return count_parameters(host) | sizes
 
 
-def report(counts: dict, shape: tuple[int, int], rate: float) -> str:
+def report(counts: dict, shape: tuple[int, int], rate: float, frames: int | None = None) -> str:
     """A table for people."""
-    lines = [f'One forward pass of {shape[0]} x {shape[1]}, activation rate {rate:.2f}.', '']
+    size = f'{shape[0]} x {shape[1]}'
+    seen = f'One forward pass of {size}' if frames is None else f'One view of {frames} frames of {size}'
+    lines = [f'{seen}, activation rate {rate:.2f}.', '']
     lines += [f'{"part":<10}{"GMACs":>10}{"dense":>10}{"ratio":>8}']
     for name in ('total', 'backbone', 'neck', 'head'):
         macs, dense = counts[name]['macs'], counts[name]['dense_macs']
@@ -95,14 +119,18 @@ def main() -> None:
             raise ValueError(f'--shape must hold two positive sizes in pixels, got {args.shape}.')
         if args.json and not args.json.resolve().parent.is_dir():
             raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
-        host = build_host(args)
+        if args.frames is not None and args.frames < 1:
+            raise ValueError(f'--frames must be at least 1, got {args.frames}.')
+        cfg = preflight.load_config(args)
+        host = build_host(cfg)
         shape = tuple(args.shape or host.backbone.img_size)
         dispatched = bool(dynamic_branches(host))
         if args.rate is not None and not dispatched:
             raise ValueError(f'--rate must be left out for a model without dispatchers, got {args.rate}.')
         rate = args.rate if args.rate is not None else getattr(host, 'target_rate', 1.0) if dispatched else 1.0
-        counts = count(host, shape, rate)
-    print(report(counts, shape, rate))
+        frames = view_frames(host, cfg, args.frames)
+        counts = count(host, shape, rate, frames)
+    print(report(counts, shape, rate, frames))
     if args.json:
         args.json.write_text(json.dumps(counts, indent=2) + '\n')
 

@@ -29,12 +29,17 @@ def find_host(model: nn.Module) -> nn.Module:
     raise TypeError(f'model must have a mmdyt.DyTVisionTransformer as its backbone, got {type(model).__name__}.')
 
 
+def is_recognizer(host: nn.Module) -> bool:
+    """Whether necks and heads follow mmaction2's contract: features are a tensor, a neck returns them and losses."""
+    return getattr(host, 'cls_head', None) is not None
+
+
 def part_macs(host: nn.Module, features: tuple[Tensor, ...]) -> dict[str, int]:
     """MACs of neck and head on one image; auxiliary heads do not run at inference and do not count.
 
     Args:
         host: The model that owns them.
-        features: What its backbone returns for one image; only the shapes are used.
+        features: What its backbone returns for one image, or for one view of a clip; only the shapes are used.
 
     Returns:
         ``neck`` and ``head``.
@@ -42,12 +47,16 @@ def part_macs(host: nn.Module, features: tuple[Tensor, ...]) -> dict[str, int]:
     neck = getattr(host, 'neck', None)
     head = next((getattr(host, name) for name in HEADS if getattr(host, name, None) is not None), None)
     features = tuple(torch.empty((1, *f.shape[1:]), device='meta') for f in features)
+    if is_recognizer(host):
+        (features,) = features
     macs = dict(neck=0, head=0)
     if neck is not None:
         neck = _on_meta(neck)
         macs['neck'] = count_macs(lambda: neck(features))
         with torch.no_grad():
             features = neck(features)
+        if is_recognizer(host):
+            features, _ = features
     if head is not None:
         head = _on_meta(head)
         macs['head'] = count_macs(lambda: head(features))
@@ -70,15 +79,16 @@ class FLOPsHook(Hook):
 
     Counted from the masks of the tokens that really ran, in closed form for the backbone and by an operator counter
     for neck and head. Sliding windows and test-time views are summed: an image costs what all its forward passes
-    cost. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
-    FLOPs.
+    cost. A sample of a video data set is a clip: it costs the sum of its views, and each of these that of its frames.
+    Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as FLOPs.
 
     A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
     Without dispatchers (baselines) there are no rates to report, only GMACs.
 
     Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
     ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
-    ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image).
+    ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image or clip); for video
+    ``gmacs_view``, ``gmacs_view_dense`` (means per view) and ``views`` (mean per clip).
     """
 
     def __init__(self):
@@ -99,8 +109,9 @@ class FLOPsHook(Hook):
         self._open.callback(handle.remove)
 
     def _count(self, backbone: nn.Module, args: tuple, features: tuple[Tensor, ...]) -> None:
-        """Add up one forward pass of the backbone over a batch of images, windows or views."""
-        batch, _, height, width = args[0].shape
+        """Add up one forward pass of the backbone over a batch of images or windows, or of views of clips."""
+        batch, _, *frames, height, width = args[0].shape
+        images = batch * (frames[0] if frames else 1)
         active = {}
         for name in self._record.names:
             (dispatch,) = self._record.dispatches[name]
@@ -111,16 +122,18 @@ class FLOPsHook(Hook):
             if branch.inference == 'packed':
                 active[name] = patches + dispatch.num_prefix_tokens
         self._record.clear()
-        if (height, width) not in self._part_macs:
-            self._part_macs[height, width] = part_macs(self._host, features)
-        decoder = batch * sum(self._part_macs[height, width].values())
-        macs = torch.as_tensor(backbone.macs(height, width, active)).expand(batch).sum().item()
-        dense = batch * backbone.dense_macs(height, width)
+        shape = (*frames, height, width)
+        if shape not in self._part_macs:
+            self._part_macs[shape] = part_macs(self._host, features)
+        decoder = batch * sum(self._part_macs[shape].values())
+        macs = torch.as_tensor(backbone.macs(height, width, active)).expand(images).sum().item()
+        dense = images * backbone.dense_macs(height, width)
         self._sums.update(
             backbone=macs,
             backbone_dense=dense,
             total=macs + decoder,
             dense=dense + decoder,
+            views=batch if frames else 0,
         )
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -159,6 +172,9 @@ class FLOPsHook(Hook):
             gmacs_backbone=sums['backbone'] / images / 1e9,
             gmacs_backbone_dense=sums['backbone_dense'] / images / 1e9,
         )
+        if views := sums['views']:
+            report |= dict(gmacs_view=sums['total'] / views / 1e9, gmacs_view_dense=sums['dense'] / views / 1e9)
+            report['views'] = views / images
         runner.logger.info(_sentence(report, rates, getattr(self._host, 'target_rate', None)))
         for name, value in report.items():
             runner.message_hub.update_scalar(f'{mode}/{name}', value)
@@ -183,9 +199,13 @@ def _labels(names: list[str]) -> dict[str, str]:
 def _sentence(report: dict[str, float], rates: dict[str, float], target: float | None) -> str:
     wanted = '' if target is None else f' (target {target:.2f})'
     layers = ' '.join(f'{rate:.2f}' for rate in rates.values())
+    sample, views = 'image', ''
+    if 'views' in report:
+        sample = f'clip of {report["views"]:g} views'
+        views = f'; per view {report["gmacs_view"]:.3f} of {report["gmacs_view_dense"]:.3f}'
     return (
         (f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. ' if rates else '')
-        + f'GMACs per image: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
-        f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}. '
+        + f'GMACs per {sample}: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
+        f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}{views}. '
         'These are MACs (papers print them as FLOPs).'
     )

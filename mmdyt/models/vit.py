@@ -8,6 +8,7 @@ import torch.nn as nn
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import ModuleList
 from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
+from torch import Tensor
 
 from mmdyt.core.adapter import Adapter, MoEAdapter
 from mmdyt.core.branch import INFERENCE, TRAINING, DynamicBranch, dynamic_branches
@@ -30,6 +31,14 @@ DISPATCH = dict(mlp=('mlp',), attn=('attn',), attn_mlp=('attn', 'mlp'), layer=('
 def _drops_paths(branch: nn.Module) -> bool:
     """Whether a branch is dropped for whole images at random: it must then see which token is whose."""
     return any(isinstance(m, DropPath) and m.drop_prob for m in branch.modules())
+
+
+def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
+    """Features of B x T frames, each (N, C), (C, H, W) or (C,), as those of B clips."""
+    clips = features.unflatten(0, (-1, num_frames))
+    if features.dim() == 3:
+        return clips
+    return (clips if features.dim() == 4 else clips[..., None, None]).transpose(1, 2)
 
 
 @MODELS.register_module()
@@ -61,7 +70,9 @@ class DyTVisionTransformer(VisionTransformer):
 
     Shape:
         (B, 3, H, W) -> tuple over ``out_indices`` of what ``out_type`` says. Any H, W: position embeddings are
-        interpolated, the image is padded to whole patches.
+        interpolated, the image is padded to whole patches. Clips (B, 3, T, H, W) run frame by frame, each entry being
+        what mmaction2's 3D recognizers expect: (B, T, N, C) of ``out_type='raw'``, else (B, C, T, H, W), or
+        (B, C, T, 1, 1) where a frame has one feature.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -164,6 +175,13 @@ class DyTVisionTransformer(VisionTransformer):
         """Set the mode; returns self, as ``nn.Module`` does and mmpretrain's backbone does not."""
         super().train(mode)
         return self
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of images, or of clips: their frames are folded into the batch."""
+        if x.dim() != 5:
+            return super().forward(x)
+        features = super().forward(x.transpose(1, 2).flatten(0, 1))
+        return tuple(_unfold_frames(level, x.shape[2]) for level in features)
 
     def num_patches(self, height: int, width: int) -> int:
         """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""

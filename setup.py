@@ -15,6 +15,7 @@ def version() -> str:
 cls = ['mmpretrain==1.2.*', 'torchvision']
 seg = [*cls, 'mmsegmentation==1.2.*', 'ftfy', 'regex']
 video = [*cls, 'mmaction2==1.2.*']  # brings decord, which has wheels for x86-64 Linux and Windows only
+pyav = ['av>=14']  # reads video, too, and has wheels for macOS and ARM as well
 convert = ['safetensors']
 
 setup(
@@ -35,10 +36,11 @@ setup(
         'cls': cls,
         'seg': seg,
         'video': video,
+        'pyav': pyav,
         'convert': convert,
         # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
         'lite': ['mmcv-lite>=2.0,<2.2'],
-        'test': [*convert, 'pytest', 'ruff'],
-        'all': sorted({*cls, *seg, *video, *convert}),
+        'test': [*convert, *pyav, 'pytest', 'ruff'],
+        'all': sorted({*cls, *seg, *video, *pyav, *convert}),
     },
 )

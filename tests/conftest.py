@@ -123,6 +123,17 @@ def tiny_model_cfg(tiny_config):
         yield Config.fromfile(tiny_config).model
 
 
+def write_clip(path, frames, fps: int = 30) -> None:
+    """Write RGB frames, (T, H, W, 3) in 8 bits, as MPEG-4 video: the same file every time."""
+    import cv2
+
+    height, width = frames.shape[1:3]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'mp4v'), fps, (width, height))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+
+
 def forget_runs() -> None:
     """Drop what outlives a run in its process: its default scope, loggers, message hub, visualizer."""
     if 'mmengine' not in sys.modules:

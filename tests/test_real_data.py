@@ -150,3 +150,46 @@ def test_real_logits_are_the_same_without_dead_code(cifar100, vit_tiny):
                 logits[skip] = model(batch['inputs'])
         scale = logits[False].abs().max()
         assert scale > 1 and (logits[True] - logits[False]).abs().max() < 1e-5 * scale
+
+
+@pytest.fixture
+def clips(vit_tiny):
+    import mmdyt.datasets.clips
+    import mmdyt.models.recognizer  # noqa: F401
+
+    init_default_scope('mmaction')
+    cfg = Config.fromfile(ROOT / 'configs/dyt/vitti_temporal_gmdcsa24.py', import_custom_modules=False)
+    cfg.model.backbone.init_cfg.checkpoint = str(vit_tiny)
+    return cfg
+
+
+def test_real_clips_train_with_every_loss_and_are_told_apart_by_order(clips):
+    from mmaction.registry import DATASETS, MODELS
+
+    torch.manual_seed(0)
+    train, test = (DATASETS.build(clips[f'{loop}_dataloader'].dataset) for loop in ('train', 'test'))
+    assert (len(train), len(test)) == (39, 17)
+    model = MODELS.build(clips.model)
+    model.init_weights()
+    batch = model.data_preprocessor(pseudo_collate([train[0], train[20]]), training=True)
+    assert batch['inputs'].shape == (2, 1, 3, 8, 224, 224) and batch['inputs'].abs().max() <= 1
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(2):
+        parts = model.train().loss(**batch)
+        assert {'loss_cls', 'loss_rate', 'complete.loss_cls', 'loss_distill'} < set(parts)
+        total, _ = model.parse_losses(parts)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        losses.append(total.item())
+    assert losses[-1] < losses[0]
+    views = model.data_preprocessor(pseudo_collate([test[3]]))['inputs']
+    assert views.shape == (1, 3, 3, 8, 224, 224)
+    shuffled = views[:, :, :, [5, 2, 7, 0, 3, 6, 1, 4]]
+    model.eval()
+    for std in (0.0, 1.0):
+        torch.nn.init.normal_(model.neck.aggregator.temporal_positions, std=std)
+        with torch.no_grad():
+            change = (model(views, stage='head') - model(shuffled, stage='head')).abs().max()
+        assert (change > 1e-4) == bool(std) and (change < 1e-5) == (not std)

@@ -1,1 +1,1 @@
-"""Data sets that mmpretrain lacks; a config that uses one names its module in ``custom_imports``."""
+"""Data sets and transforms that the hosts lack; a config that uses one names its module in ``custom_imports``."""

@@ -6,9 +6,12 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS
 
-from mmdyt.engine.lists import check_class_folders, check_list
+from mmdyt.engine.lists import check_class_folders, check_list, image_lines, video_lines
 
-READER = 'mmpretrain.datasets.custom'  # the module whose CustomDataset reads lists of "path label" and class folders
+# the modules whose data sets read lists of "path label", and the name of the folder that holds the files
+IMAGES = 'mmpretrain.datasets.custom'  # CustomDataset, which reads class folders, too
+VIDEOS = 'mmaction.datasets.video_dataset'  # VideoDataset
+FOLDERS = {IMAGES: 'img_path', VIDEOS: 'video'}
 
 
 def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None = None) -> None:
@@ -68,20 +71,41 @@ def head_classes(model: ConfigDict) -> int | None:
 def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None) -> None:
     """Refuse wrong lines of a list "path label", or too many class folders; other formats are left alone."""
     kind = _kind(dataset)
-    if getattr(getattr(kind, 'load_data_list', None), '__module__', None) != READER:
-        return
-    if not kind.__init__.__module__.startswith('mmpretrain.'):
+    reader = getattr(getattr(kind, 'load_data_list', None), '__module__', None)
+    if reader not in FOLDERS or not kind.__init__.__module__.startswith(reader.partition('.')[0] + '.'):
         return  # a user's own constructor may take anything
-    data = DATASETS.build({**dataset, 'pipeline': [], 'lazy_init': True})  # joins its paths, reads nothing
-    folder = data.data_prefix.get('img_path')
-    if folder is None:
-        raise ValueError(f'{where}.data_prefix must name img_path, got {dict(dataset.data_prefix)}.')
-    if data.ann_file:
-        steps = dataset.get('pipeline') or []
-        images = not any(step.get('backend_args') or step.get('file_client_args') for step in steps)
-        check_list(data.ann_file, folder, where, num_classes, labels=data.with_label, images=images)
+    _check_keys(dataset, where, reader)
+    # joins its paths, reads nothing; a class of mmaction insists on its pipeline
+    data = DATASETS.build({**dataset, 'lazy_init': True} | ({'pipeline': []} if reader == IMAGES else {}))
+    folder = data.data_prefix[FOLDERS[reader]]
+    files = not any(_is_remote(step) for step in dataset.get('pipeline') or [])
+    if reader == VIDEOS:
+        if data.multi_class and (data.num_classes is None or num_classes not in (None, data.num_classes)):
+            known = 'set' if num_classes is None else f'{num_classes}, the classes of the head,'
+            raise ValueError(f'{where}.num_classes must be {known} with multi_class, got {data.num_classes}.')
+        lines = video_lines(data.delimiter, data.multi_class)
+        check_list(data.ann_file, folder, where, num_classes, lines=lines, files=files)
+    elif data.ann_file:
+        check_list(data.ann_file, folder, where, num_classes, lines=image_lines(data.with_label), files=files)
     elif data.with_label:
         check_class_folders(folder, where, num_classes)
+
+
+def _check_keys(dataset: ConfigDict, where: str, reader: str) -> None:
+    """Refuse a data set without the folder, or the list, that its class asks for."""
+    prefix = dataset.get('data_prefix')
+    wrong = FOLDERS[reader] not in prefix if isinstance(prefix, dict) else reader == VIDEOS and prefix is not None
+    if wrong:
+        got = dict(prefix) if isinstance(prefix, dict) else repr(prefix)
+        raise ValueError(f'{where}.data_prefix must name {FOLDERS[reader]}, got {got}.')
+    if reader == VIDEOS and not dataset.get('ann_file'):
+        raise ValueError(f'{where}.ann_file must name a list of videos, got {dataset.get("ann_file")!r}.')
+
+
+def _is_remote(step: ConfigDict) -> bool:
+    """Whether a step of a pipeline reads files elsewhere than from disk."""
+    elsewhere = step.get('io_backend', 'disk') not in ('disk', 'local')
+    return bool(elsewhere or step.get('backend_args') or step.get('file_client_args'))
 
 
 def _check_pairs(dataset: ConfigDict, where: str, folders: dict[str, Path]) -> None:

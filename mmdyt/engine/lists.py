@@ -1,49 +1,99 @@
-"""Are the samples of a classification data set usable, as a list of "path label" or class folders name them?"""
+"""Are the samples of a classification data set, images or videos, usable as a list or class folders name them?"""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.fileio import list_from_file
 
 BOM = '\ufeff'
 
 
-def check_list(
-    file: str, folder: str, where: str, num_classes: int | None = None, *, labels: bool = True, images: bool = True
-) -> None:
-    """Refuse a list with a line that training would stumble over; no image is opened.
+class LineFormat(NamedTuple):
+    """How a data set reads a line of its list; to every one of them a blank line is no sample but an error.
 
-    Lines are read as mmpretrain's ``CustomDataset`` reads them: the label stands behind the last space, and a blank
-    line is no sample but an error.
+    Args:
+        form: A line in words, for messages.
+        split: What parts a line into its path, its labels as they stand there, and what is wrong with it, or nothing.
+        video: Whether the files are videos: a path without ending may lack an ``.mp4``, and an empty file is an error.
+    """
+
+    form: str
+    split: Callable[[str], tuple[str, list[str], str]]
+    video: bool = False
+
+
+def image_lines(labels: bool = True) -> LineFormat:
+    """Lines as mmpretrain's ``CustomDataset`` reads them: the label stands behind the last space.
+
+    Args:
+        labels: Whether lines are "path label", not only "path".
+    """
+    return LineFormat('path label', _split_last) if labels else LineFormat('path', _split_none)
+
+
+def video_lines(delimiter: str | None = ' ', several: bool = False) -> LineFormat:
+    """Lines as mmaction's ``VideoDataset`` reads them, but a line without label is an error: it would be label -1.
+
+    Args:
+        delimiter: What stands between path and label, and nowhere else; None is any white space.
+        several: Whether a line may have more labels than one.
+    """
+    mark = {' ': 'space', None: 'white space'}.get(delimiter, repr(delimiter))
+
+    def split(line: str) -> tuple[str, list[str], str]:
+        line = line.strip()
+        path, *labels = line.split(delimiter) if line else ['']
+        if not labels:
+            return path, labels, f'{line[:100]!r} has no {mark} between path and label' if line else 'it is blank'
+        if len(labels) > 1 and not several:
+            return path, labels, f'{line[:100]!r} has a {mark} elsewhere than between path and label'
+        return path, labels, ''
+
+    form = (' ' if delimiter is None else delimiter).join(['path', 'label', 'label ...'][: 2 + several])
+    return LineFormat(form, split, video=True)
+
+
+def check_list(
+    file: str,
+    folder: str,
+    where: str,
+    num_classes: int | None = None,
+    *,
+    lines: LineFormat | None = None,
+    files: bool = True,
+) -> None:
+    """Refuse a list with a line that training would stumble over; no image or video is opened.
 
     Args:
         file: The list, one sample a line.
         folder: What the paths of the list are relative to.
         where: Path of the data set in the config, for the message.
         num_classes: Labels lie below it; None leaves their range open.
-        labels: Whether lines are "path label", not only "path".
-        images: Whether the paths must exist.
+        lines: How they are read; None is :func:`image_lines`.
+        files: Whether the paths must exist.
 
     Raises:
         ValueError: Naming how many lines are bad, and the first.
     """
-    lines = _read(file, where)
-    if not lines:
+    lines = lines or image_lines()
+    texts = _read(file, where)
+    if not texts:
         raise ValueError(f'{where}.ann_file must list at least one sample, got an empty file, {file}.')
     folders: dict[str, set[str]] = {}
     count, first = 0, ''
-    for number, line in enumerate(lines, 1):
-        path, problem = _split(line, num_classes) if labels else (line, '' if line else 'it is blank')
-        if not problem and images and not _exists(folder, path, folders):
-            bom = ': save the list without its byte order mark' if path.startswith(BOM) else ''
-            problem = f'there is no file {os.path.join(folder, path)!r}{bom}'
+    for number, text in enumerate(texts, 1):
+        path, labels, problem = lines.split(text)
+        problem = problem or _wrong_label(labels, num_classes)
+        if not problem and files:
+            problem = _wrong_file(folder, path, folders, lines.video)
         if problem:
             count += 1
             first = first or f'{file}, line {number}: {problem}'
     if count:
-        form = 'path label' if labels else 'path'
         raise ValueError(
-            f'{where}.ann_file must have a line "{form}" for each sample, got {count} bad of {len(lines)} lines, '
+            f'{where}.ann_file must have a line "{lines.form}" for each sample, got {count} bad of {len(texts)} lines, '
             f'first {first}.'
         )
 
@@ -78,18 +128,41 @@ def _read(file: str, where: str) -> list[str]:
         raise ValueError(f'{where}.ann_file must be UTF-8 text, got other bytes in {file}, line {line}.') from error
 
 
-def _split(line: str, num_classes: int | None) -> tuple[str, str]:
-    """The path of a line ``path label``, and what is wrong with the line or its label: nothing, if all is well."""
+def _split_last(line: str) -> tuple[str, list[str], str]:
+    """A line ``path label``, of which the path may have spaces."""
     path, space, label = line.strip().rpartition(' ')
-    if not space:
-        return '', 'it is blank' if not label else f'{label[:100]!r} has no space between path and label'
-    try:
-        number = int(label)
-    except ValueError:
-        return path, f'label {label[:100]!r} is no integer'
-    if num_classes is not None and not 0 <= number < num_classes:
-        return path, f'label {number} lies outside [0, {num_classes}), the classes of the head'
-    return path, ''
+    if space:
+        return path, [label], ''
+    return '', [], f'{label[:100]!r} has no space between path and label' if label else 'it is blank'
+
+
+def _split_none(line: str) -> tuple[str, list[str], str]:
+    """A line that is all path."""
+    return line, [], '' if line else 'it is blank'
+
+
+def _wrong_label(labels: list[str], num_classes: int | None) -> str:
+    """What is wrong with the first wrong label; nothing, if all are right."""
+    for label in labels:
+        try:
+            number = int(label)
+        except ValueError:
+            return f'label {label[:100]!r} is no integer'
+        if num_classes is not None and not 0 <= number < num_classes:
+            return f'label {number} lies outside [0, {num_classes}), the classes of the head'
+    return ''
+
+
+def _wrong_file(root: str, path: str, folders: dict[str, set[str]], video: bool) -> str:
+    """What is wrong with the file of a sample; nothing, if it is there and, where it is a video, not empty."""
+    names = [path, f'{path}.mp4'] if video and not os.path.splitext(path)[1] else [path]
+    there = next((name for name in names if _exists(root, name, folders)), None)
+    if there is None:
+        bom = ': save the list without its byte order mark' if path.startswith(BOM) else ''
+        return f'there is no file {os.path.join(root, path)!r}{bom}'
+    if video and not os.path.getsize(os.path.join(root, there)):
+        return f'the file {os.path.join(root, there)!r} is empty'
+    return ''
 
 
 def _exists(root: str, path: str, folders: dict[str, set[str]]) -> bool:

@@ -1,0 +1,26 @@
+default_scope = 'mmaction'
+custom_imports = dict(
+    imports=['mmdyt.models.recognizer', 'mmdyt.datasets.clips', 'mmdyt.datasets.clip_augment', 'mmdyt.engine'])
+
+default_hooks = dict(
+    timer=dict(type='IterTimerHook'),
+    logger=dict(type='LoggerHook', interval=20, ignore_last=False),
+    param_scheduler=dict(type='ParamSchedulerHook'),
+    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
+    sampler_seed=dict(type='DistSamplerSeedHook'))
+custom_hooks = [
+    dict(type='mmdyt.ParameterReportHook'),
+    dict(type='mmdyt.FLOPsHook'),
+    dict(type='mmdyt.RNGStateHook'),
+]
+
+env_cfg = dict(
+    cudnn_benchmark=True,
+    mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
+    dist_cfg=dict(backend='nccl'))
+randomness = dict(seed=0, diff_rank_seed=True)  # ranks draw different noise
+visualizer = dict(
+    type='ActionVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+log_level = 'INFO'
+load_from = None
+resume = False

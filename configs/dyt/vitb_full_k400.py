@@ -1,0 +1,10 @@
+"""Dynamic Tuning (DyT), all is tuned (Dynamic-Full), Kinetics-400; arXiv 2403.11808, video table: 74.63.
+
+python tools/train.py configs/dyt/vitb_full_k400.py
+"""
+
+_base_ = './vitb_k400.py'
+
+# paper silent: whether Dynamic-Full has adapters. They are kept.
+model = dict(backbone=dict(tuned='all'))
+optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 10))

@@ -1,0 +1,168 @@
+"""tools/train.py and tools/test.py on tiny clips; the class of a clip is its colour."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY_ARCH, write_clip
+
+CONFIG = """
+_base_ = [
+    '{root}/configs/_base_/models/dyt_vitb_video.py',
+    '{root}/configs/_base_/datasets/clips_224.py',
+    '{root}/configs/_base_/schedules/adamw_video.py',
+    '{root}/configs/_base_/runtime/mmaction.py',
+]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, **{arch}), img_size=32, patch_size=16, adapter=dict(bottleneck=4, scale=1.0),
+        init_cfg=dict(checkpoint='{pretrained}')),
+    neck=dict(in_channels=32, aggregator=dict(num_heads=2)),
+    cls_head=dict(num_classes=3, in_channels=32, topk=(1, )))
+size = [dict(type='Resize', scale=(32, 32), keep_ratio=False)]
+train_pipeline = _base_.open_clip + _base_.uniform_frames + _base_.decode_clip + size + _base_.pack_clip
+crops = [dict(type='Resize', scale=(-1, 32)), dict(type='ThreeCrop', crop_size=32)]
+test_pipeline = _base_.open_clip + _base_.uniform_test_frames + _base_.decode_clip + crops + _base_.pack_clip
+dataset = dict(data_root='{data}', data_prefix=dict(video='videos'))
+loader = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=3, dataset=dict(ann_file='train.txt', pipeline=train_pipeline, **dataset), **loader)
+val_dataloader = dict(batch_size=2, dataset=dict(ann_file='val.txt', pipeline=test_pipeline, **dataset), **loader)
+test_dataloader = val_dataloader
+val_evaluator = dict(metric_options=dict(top_k_accuracy=dict(topk=(1, ))))
+test_evaluator = val_evaluator
+param_scheduler = [dict(type='LinearLR', start_factor=0.5, begin=0, end=1, convert_to_iter_based=True)]
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+train_cfg = dict(max_epochs=8, val_interval=8)
+default_hooks = dict(checkpoint=dict(interval=8), logger=dict(interval=1))
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory, pretrained):
+    """9 training and 6 validation clips of 12 frames of 40 x 32."""
+    folder = tmp_path_factory.mktemp('clips')
+    (folder / 'videos').mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 9), ('val', 6)):
+        lines = []
+        for i in range(count):
+            frames = rng.integers(0, 60, (12, 32, 40, 3))
+            frames[..., i % 3] += 180
+            write_clip(folder / 'videos' / f'{split}{i}.mp4', frames.astype(np.uint8))
+            lines.append(f'{split}{i}.mp4 {i % 3}')
+        (folder / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+    path = folder / 'config.py'
+    path.write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH, data=folder, pretrained=pretrained))
+    return path
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory, config, run_tool):
+    folder = tmp_path_factory.mktemp('trained_clips')
+    run_tool('train', config, '--work-dir', folder)
+    return folder
+
+
+def rows(work_dir):
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def result_of(folder):
+    (file,) = folder.glob('*/*.json')
+    return json.loads(file.read_text())
+
+
+def test_training_learns_and_logs_every_loss(work_dir):
+    *steps, evaluation = rows(work_dir)
+    assert {'loss_cls', 'loss_rate', 'complete.loss_cls', 'loss_distill', 'activation_rate'} < set(steps[0])
+    assert all(math.isfinite(step['loss']) for step in steps)
+    assert evaluation['acc/top1'] >= 0.6  # chance is 0.33
+    assert 0 < evaluation['activation_rate'] <= 1 and evaluation['views'] == 3
+    assert evaluation['gmacs'] == pytest.approx(3 * evaluation['gmacs_view'])
+    assert {f'activation_rate/layer_{i}' for i in range(4)} < set(evaluation)
+
+
+def test_testing_repeats_the_result_of_training_however_views_are_batched(tmp_path, config, work_dir, run_tool):
+    for views in (None, 2):
+        folder = tmp_path / str(views)
+        option = f'model.test_cfg.max_testing_views={views}'
+        run_tool('test', config, work_dir / 'epoch_8.pth', '--work-dir', folder, '--cfg-options', option)
+        for name in ('acc/top1', 'activation_rate', 'gmacs', 'gmacs_dense', 'gmacs_view'):
+            assert result_of(folder)[name] == pytest.approx(rows(work_dir)[-1][name]), name
+
+
+def test_the_complete_model_is_tested_by_name(tmp_path, config, work_dir, run_tool):
+    run_tool('test', config, work_dir / 'epoch_8.pth', '--work-dir', tmp_path, '--complete')
+    assert result_of(tmp_path)['activation_rate'] == 1 > rows(work_dir)[-1]['activation_rate']
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        ['model.backbone.dispatcher=None'],
+        ['model.backbone.dispatcher=None', 'model.backbone.adapter=None'],
+        ['model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.temporal_positions=8'],
+        ['model.neck.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.fold_projections=True'],
+        ['model.backbone.out_type=featmap', 'model.neck=None', 'model.cls_head.type=I3DHead'],
+    ],
+    ids=['adapter', 'linear', 'moe_temporal', 'moe_neck_folded', 'stock_head'],
+)
+def test_baselines_and_variants_train_and_test(tmp_path, config, run_tool, options):
+    short = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    run_tool('train', config, '--work-dir', tmp_path, '--amp', '--cfg-options', *short, *options)
+    evaluation = rows(tmp_path)[-1]
+    dispatched = 'model.backbone.dispatcher=None' not in options
+    assert ('activation_rate' in evaluation) == dispatched
+    assert evaluation['gmacs_view'] > 0
+
+
+def test_a_resumed_run_repeats_the_unbroken_one(tmp_path, config, run_tool):
+    short = [
+        'train_cfg.max_epochs=2',
+        'default_hooks.checkpoint.interval=1',
+        'default_hooks.checkpoint.max_keep_ckpts=3',
+    ]
+    run_tool('train', config, '--work-dir', tmp_path / 'whole', '--cfg-options', *short)
+    first = tmp_path / 'whole/epoch_1.pth'
+    run_tool('train', config, '--work-dir', tmp_path / 'resumed', '--resume', first, '--cfg-options', *short)
+    whole, resumed = (torch.load(tmp_path / name / 'epoch_2.pth')['state_dict'] for name in ('whole', 'resumed'))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [
+        ('train0.mp4', "line 2: 'train0.mp4' has no"),
+        ('train0.mp4 3', 'line 2: label 3 lies outside [0, 3), the classes of the head'),
+        ('train0.mp4 x', "line 2: label 'x' is no integer"),
+        ('no.mp4 0', 'line 2: there is no file'),
+    ],
+)
+def test_wrong_lines_are_refused_before_anything_is_written(tmp_path, config, run_tool, capfd, line, message):
+    lists = tmp_path / 'train.txt'
+    lists.write_text(f'train1.mp4 1\n{line}\n')
+    with pytest.raises(SystemExit) as exit_info:
+        run_tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options',
+                 f'train_dataloader.dataset.ann_file={lists}')  # fmt: skip
+    assert exit_info.value.code == 2
+    error = capfd.readouterr().err
+    assert message in error and str(lists) in error
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('broken', ['noise', 'short'])
+def test_a_broken_clip_ends_training_with_its_name(tmp_path, config, run_tool, broken):
+    video = tmp_path / 'bad.mp4'
+    if broken == 'noise':
+        video.write_bytes(b'no video' * 100)
+    else:
+        write_clip(video, np.zeros((5, 32, 40, 3), np.uint8))
+    lists = tmp_path / 'train.txt'
+    lists.write_text(f'train1.mp4 1\n{video} 0\n')
+    with pytest.raises(ValueError, match='bad.mp4') as error:
+        run_tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options',
+                 f'train_dataloader.dataset.ann_file={lists}')  # fmt: skip
+    assert ('at least 8 frames' in str(error.value)) == (broken == 'short')

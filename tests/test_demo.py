@@ -1,4 +1,4 @@
-"""tools/demo.py and tools/demo_data.py: the pictures are exact and repeatable, the configs fit, the demo runs."""
+"""tools/demo.py and tools/demo_data.py: pictures and clips are exact and repeatable, the configs fit, the demo runs."""
 
 import os
 import re
@@ -9,16 +9,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_tool
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-SCALE = '0.02'  # 80 + 20 pictures to classify, 16 + 2 to segment, 5 tuning steps
+SCALE = '0.02'  # 80 + 20 pictures to classify, 16 + 2 to segment, 5 tuning steps, 16 + 4 clips
 data = load_tool('demo_data')
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob('*.png'))}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob('*.*'))
+        if path.suffix in ('.png', '.avi')
+    }
 
 
 @pytest.fixture(scope='module')
@@ -41,7 +47,7 @@ def test_data_repeats_itself_for_a_seed(root, tmp_path):
     data.main([str(tmp_path / 'same'), '--scale', SCALE])
     data.main([str(tmp_path / 'other'), '--scale', SCALE, '--seed', '1'])
     first, same, other = files(root / 'data'), files(tmp_path / 'same'), files(tmp_path / 'other')
-    assert len(first) == 80 + 20 + 2 * (16 + 2)
+    assert len(first) == 80 + 20 + 2 * (16 + 2) + 16 + 4
     assert first == same
     assert first.keys() == other.keys() and all(first[name] != other[name] for name in first)
     assert len(set(first.values())) == len(first)  # nor does validation repeat training
@@ -123,12 +129,76 @@ def test_classification_data_fits_its_config(root):
     assert cfg.model.backbone.img_size == data.CLS_SIZE
 
 
-def test_the_tuned_model_takes_the_pretrained_base(root):
-    base, tuned = (load_config(name, root) for name in ('pretrain_shapes.py', 'dyt_shapes.py'))
+@pytest.mark.parametrize(('direction', 'opposite'), [('right', 'left'), ('down', 'up')])
+def test_the_opposite_direction_is_the_same_clip_backwards(direction, opposite):
+    for seed in range(5):
+        one, other = (data.draw_clip(np.random.default_rng(seed), name) for name in (direction, opposite))
+        assert one.shape == (data.FRAMES, data.CLIP_SIZE, data.CLIP_SIZE, 3)
+        assert (one == other[::-1]).all() and (one != other).any()
+
+
+@pytest.mark.parametrize(
+    ('direction', 'axis', 'sign'), [('right', 1, 1), ('left', 1, -1), ('down', 0, 1), ('up', 0, -1)]
+)
+def test_the_shape_moves_where_the_class_says(direction, axis, sign, monkeypatch):
+    monkeypatch.setattr(data, 'finish', lambda rng, image: image)
+    for seed in range(5):
+        frames = data.draw_clip(np.random.default_rng(seed), direction).mean(-1)
+        ground = frames.min(0)
+        centres = [np.argwhere(frame > ground + 5).mean(0) for frame in frames]
+        assert (np.diff(centres, axis=0)[:, axis] * sign > 1).all()
+
+
+def test_clips_are_read_as_drawn_and_come_in_pairs(root):
+    cfg = load_config('clips_temporal.py', root)
+    assert cfg.classes == data.DIRECTIONS and cfg.num_frames == data.FRAMES
+    assert cfg.model.backbone.img_size == data.CLIP_SIZE
+    for split, count in (('train', 16), ('val', 4)):
+        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        samples = [dataset[i] for i in range(len(dataset))]
+        labels = [sample['data_samples'].gt_label.item() for sample in samples]
+        assert np.bincount(labels).tolist() == [count // 4] * 4
+        for i, (sample, label) in enumerate(zip(samples, labels, strict=True)):
+            rng = np.random.default_rng([0, 2, split == 'val', i // 2])
+            frames = data.draw_clip(rng, data.DIRECTIONS[label])[..., ::-1]  # red first
+            assert (sample['inputs'][0].permute(1, 2, 3, 0).numpy() == frames).all()
+        for one, other in zip(samples[::2], samples[1::2], strict=True):
+            assert (one['inputs'] == other['inputs'].flip(2)).all()
+
+
+def test_the_two_video_models_are_one_option_apart(root):
+    blind, temporal = (load_config(f'clips_{name}.py', root).to_dict() for name in ('order_blind', 'temporal'))
+    assert temporal['model']['neck']['aggregator'].pop('temporal_positions') == data.FRAMES
+    assert temporal.pop('work_dir') != blind.pop('work_dir')
+    assert temporal == blind
+
+
+@pytest.mark.parametrize('name', ['order_blind', 'temporal'])
+def test_only_the_temporal_model_can_tell_a_clip_from_its_reverse(name, root):
+    cfg = load_config(f'clips_{name}.py', root)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model | dict(_scope_='mmaction')).eval()
+    if name == 'temporal':
+        torch.nn.init.normal_(model.neck.aggregator.temporal_positions)
+    dataset = DATASETS.build(cfg.val_dataloader.dataset)
+    batch = [dataset[i] for i in range(len(dataset))]
+    with torch.no_grad():
+        scores = torch.stack([x.pred_score for x in model.test_step(pseudo_collate(batch))])
+    blind = torch.allclose(scores[::2], scores[1::2], atol=1e-6)
+    assert blind == (name == 'order_blind')
+
+
+@pytest.mark.parametrize(
+    ('name', 'scope', 'unused'), [('dyt_shapes', 'mmseg', {'ln1', 'ln2'}), ('clips_temporal', 'mmaction', {'ln2'})]
+)
+def test_the_tuned_model_takes_the_pretrained_base(name, scope, unused, root):
+    base, tuned = (load_config(f'{leaf}.py', root) for leaf in ('pretrain_shapes', name))
     plain = MODELS.build(base.model | dict(_scope_='mmpretrain')).backbone.state_dict()
-    dynamic = MODELS.build(tuned.model | dict(_scope_='mmseg')).backbone.state_dict()
+    dynamic = MODELS.build(tuned.model | dict(_scope_=scope)).backbone.state_dict()
     assert {name for name in dynamic if name not in plain and 'dynamic' not in name} == set()
-    assert {name for name in plain if name not in dynamic} == {'ln1.weight', 'ln1.bias', 'ln2.weight', 'ln2.bias'}
+    assert {name for name in plain if name not in dynamic} == {
+        f'{norm}.{p}' for norm in unused for p in ('weight', 'bias')
+    }
     expected = Path(base.work_dir) / f'epoch_{base.train_cfg.max_epochs}.pth'
     assert tuned.model.backbone.init_cfg.checkpoint == str(expected)
 
@@ -146,6 +216,14 @@ def test_start_afresh_empties_its_own_folder_only(tmp_path):
         with pytest.raises(SystemExit, match='--work-dir must be new, empty or from an earlier demo'):
             demo.start_afresh(folder)
     assert (foreign / 'thesis.tex').exists()
+
+
+def test_missing_packages_are_named_before_any_work(monkeypatch, tmp_path):
+    demo = load_tool('demo')
+    monkeypatch.setattr(demo, 'find_spec', lambda name: None if name == 'decord' else object())
+    with pytest.raises(SystemExit, match=r"must find decord: pip install -e '\.\[video\]'"):
+        demo.main(['--work-dir', str(tmp_path / 'new')])
+    assert not (tmp_path / 'new').exists()
 
 
 def test_one_class_miou(tmp_path):
@@ -166,7 +244,7 @@ def test_demo_runs(tmp_path):
         text=True,
     )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    assert len(re.findall(r'^\$ MMDYT_DEMO=.* python tools/', result.stdout, re.M)) == 4
+    assert len(re.findall(r'^\$ MMDYT_DEMO=.* python tools/', result.stdout, re.M)) == 6
     report = result.stdout[result.stdout.index('mIoU    ') :]
     numbers = {line.split('  ')[0]: re.findall(r'[\d.]*\d', line) for line in report.splitlines()}
     dense, skipping = (float(numbers['GMACs per image'][i]) for i in (1, 0))
@@ -176,5 +254,10 @@ def test_demo_runs(tmp_path):
     )
     assert 0 <= float(numbers['Activation rate'][0]) <= 1 and float(numbers['Activation rate'][1]) == 0.5
     assert '0.019' in numbers['Parameters (M)']  # adapters: 6 layers of 2 x 96 x 16 + 16 + 96
+    temporal, blind, chance, ceiling = map(float, numbers['Clips, direction'])
+    assert 0 <= temporal <= 100 and 0 <= blind <= ceiling == 50 and chance == 25
+    skipping, dense = map(float, numbers['GMACs per clip'][:2])
+    assert min(skipping, dense) > 0
+    assert all(0 <= float(rate) <= 1 for rate in numbers['Rate on clips'])
     picture = cv2.imread(str(work_dir / 'demo.png'))
     assert picture.shape[1] > 4 * 160 and picture.shape[0] > 2 * 160 and picture.std() > 20

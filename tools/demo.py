@@ -2,8 +2,9 @@
 
 python tools/demo.py [--work-dir work_dirs/demo] [--seed 0]
 
-Draws a small data set, pre-trains a small Vision Transformer on one task, freezes it, adapts it to another with Dynamic
-Tuning, tests it, and reports what it learned and what it skipped. Every step is a command that you could type yourself.
+Draws small data sets, pre-trains a small Vision Transformer on one task, freezes it, adapts it to two others with
+Dynamic Tuning, segmentation and video, tests it, and reports what it learned and what it skipped. Video twice: blind to
+the order of frames, and with one option more, seeing it. Every step is a command that you could type yourself.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 from mmdyt import compat
@@ -34,6 +36,7 @@ from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, pictur
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, TUNE = 'configs/demo/pretrain_shapes.py', 'configs/demo/dyt_shapes.py'
+ORDER_BLIND, TEMPORAL = 'configs/demo/clips_order_blind.py', 'configs/demo/clips_temporal.py'
 VALIDATION = 'data/seg/annotations/validation'  # within the demo's folder, as STAMP
 STAMP = '.mmdyt_demo'
 WIDTH = shutil.get_terminal_size((120, 24)).columns
@@ -47,6 +50,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0, help='of the data and of the training')
     parser.add_argument('--scale', type=float, default=1.0, help='factor on pictures and tuning steps, in (0, 1]')
     return parser.parse_args(argv)
+
+
+def check_packages() -> None:
+    """Refuse to start without what the last stages need."""
+    missing = [name for name, module in dict(mmaction2='mmaction', decord='decord').items() if not find_spec(module)]
+    if missing:
+        raise SystemExit(f"error: the demo must find {' and '.join(missing)}: pip install -e '.[video]'.")
 
 
 def start_afresh(work_dir: Path) -> None:
@@ -79,19 +89,26 @@ def run(title: str, command: list[str], log: Path) -> float:
 
 def run_stages(work_dir: Path, seed: int, scale: float) -> dict[str, float]:
     """Draw, pre-train, tune and test; return the seconds of each."""
-    data = ['tools/demo_data.py', str(work_dir / 'data'), '--seed', str(seed)]
-    pretrain = ['tools/train.py', PRETRAIN, '--cfg-options', f'randomness.seed={seed}']
-    tune = ['tools/train.py', TUNE, '--cfg-options', f'randomness.seed={seed}']
+
+    def train(config: str) -> list[str]:
+        return ['tools/train.py', config, '--cfg-options', f'randomness.seed={seed}']
+
+    data, tune = ['tools/demo_data.py', str(work_dir / 'data'), '--seed', str(seed)], train(TUNE)
     if scale != 1:
         data += ['--scale', str(scale)]
         tune.append(f'train_cfg.max_iters={max(1, round(Config.fromfile(TUNE).train_cfg.max_iters * scale))}')
     seconds = dict(
         draw=run('1. Draw the data', data, work_dir / 'draw.log'),
-        pretrain=run('2. Pre-train a plain ViT to classify', pretrain, work_dir / 'pretrain.log'),
+        pretrain=run('2. Pre-train a plain ViT to classify', train(PRETRAIN), work_dir / 'pretrain.log'),
         tune=run('3. Freeze it, and tune it dynamically to segment', tune, work_dir / 'tune.log'),
     )
     test = ['tools/test.py', TUNE, checkpoint(work_dir)]
-    return seconds | dict(test=run('4. Test', test, work_dir / 'test.log'))
+    seconds['test'] = run('4. Test', test, work_dir / 'test.log')
+    title = '5. Tune the frozen ViT on video, blind to the order of frames'
+    seconds['order-blind'] = run(title, train(ORDER_BLIND), work_dir / 'order_blind.log')
+    title = '6. The same with one option more, temporal positions'
+    seconds['temporal'] = run(title, train(TEMPORAL), work_dir / 'temporal.log')
+    return seconds
 
 
 def checkpoint(work_dir: Path) -> str:
@@ -106,7 +123,7 @@ def one_class_miou(annotations: Path) -> float:
     return 100 * counts.max() / counts.sum() / (counts > 0).sum()
 
 
-def report(work_dir: Path, model, seconds: dict[str, float]) -> str:
+def report_segmentation(work_dir: Path, model) -> str:
     """What was reached: from the metrics that the test left, the validation masks and the model itself."""
     (file,) = work_dir.glob('dyt/*/*.json')
     metrics = json.loads(file.read_text())
@@ -121,7 +138,31 @@ GMACs per image      {metrics['gmacs']:.4f}; dense {metrics['gmacs_dense']:.4f}:
   of the backbone    {metrics['gmacs_backbone']:.4f}; dense {metrics['gmacs_backbone_dense']:.4f}: {
         saved['gmacs_backbone']:.0%} saved
 Parameters (M)       {count['tuned']:.3f} tuned (adapters {count['adapter']:.3f}, dispatchers {
-        count['dispatcher']:.3f}, the rest neck and heads), {count['frozen']:.3f} frozen
+        count['dispatcher']:.3f}, the rest neck and heads), {count['frozen']:.3f} frozen"""
+
+
+def report_video(work_dir: Path) -> str:
+    """What was reached with and without temporal positions: from the metrics of the last validation."""
+    temporal, blind = (clip_metrics(work_dir / name) for name in ('clips_temporal', 'clips_order_blind'))
+    chance = 100 / len(Config.fromfile(TEMPORAL).classes)
+    saved = 1 - temporal['gmacs'] / temporal['gmacs_dense']
+    return f"""
+Clips, direction     {100 * temporal['acc/top1']:.1f} %; without temporal positions {
+        100 * blind['acc/top1']:.1f} %; chance {chance:.0f} %, blind to order at most 50 %
+Rate on clips        {temporal['activation_rate']:.3f}; without {blind['activation_rate']:.3f}; target {
+        Config.fromfile(TEMPORAL).model.target_rate:.3f}
+GMACs per clip       {temporal['gmacs']:.4f}; dense {temporal['gmacs_dense']:.4f}: {saved:.0%} saved"""
+
+
+def clip_metrics(folder: Path) -> dict[str, float]:
+    """Of the validation that ended a training."""
+    (file,) = folder.glob('*/vis_data/scalars.json')
+    return json.loads(file.read_text().splitlines()[-1])
+
+
+def report_time(seconds: dict[str, float]) -> str:
+    """How long it took, and what was counted."""
+    return f"""
 Wall time (s)        {', '.join(f'{stage} {value:.0f}' for stage, value in seconds.items())}; {
         sum(seconds.values()):.0f} in all
 These are MACs (papers print them as FLOPs)."""
@@ -150,6 +191,7 @@ def draw_picture(work_dir: Path, model, count: int = 6) -> Path:
 def main(argv: list[str] | None = None) -> None:
     """Run the demo in the repository's root, as its commands are printed."""
     args = parse_args(argv)
+    check_packages()
     work_dir = args.work_dir.resolve()
     start_afresh(work_dir)
     os.chdir(ROOT)
@@ -160,7 +202,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.simplefilter('ignore')
     seconds = run_stages(work_dir, args.seed, args.scale)
     model = init_model(TUNE, checkpoint(work_dir), device='cpu')
-    print(report(work_dir, model, seconds))
+    print(report_segmentation(work_dir, model), report_video(work_dir), report_time(seconds), sep='')
     print(f'Picture              {draw_picture(work_dir, model)}')
 
 

@@ -2,10 +2,12 @@
 
 python tools/demo_data.py work_dirs/demo/data [--seed 0]
 
-Two tasks, so that the base of Dynamic Tuning (DyT) is pre-trained on something else than what it is tuned for:
-`cls/{train,val}/<shape>_<texture>/*.png`, one shape: which shape in which texture? and `seg/`, a few shapes, one hiding
+Three tasks, so that the base of Dynamic Tuning (DyT) is pre-trained on something else than what it is tuned for:
+`cls/{train,val}/<shape>_<texture>/*.png`, one shape: which shape in which texture? `seg/`, a few shapes, one hiding
 another, in ADE20K layout: which texture where? Annotation 1 is the background, 2, 3 ... the textures in the order of
-`TEXTURES`, 0 (ignored) a line of clutter.
+`TEXTURES`, 0 (ignored) a line of clutter. And `clips/{train,val}/*.avi` with lists "name label" beside them, one shape
+that moves: in which of the `DIRECTIONS`? Each clip is there twice, forwards and backwards: the same frames, another
+answer. So a model that is blind to the order of frames is right on one of the two at most, 50 % in all.
 """
 
 import argparse
@@ -16,7 +18,9 @@ import numpy as np
 
 SHAPES = ('disc', 'triangle', 'ring', 'cross')
 TEXTURES = ('plain', 'rows', 'columns', 'checker', 'dots')
+DIRECTIONS = ('right', 'left', 'down', 'up')  # each axis forwards, then backwards
 CLS_SIZE, SEG_SIZE = 48, 80  # pixels; the position embeddings are stretched from one to the other
+CLIP_SIZE, FRAMES = 32, 4  # decord 0.6.0 cannot read clips 16, 24, 48 or 72 pixels wide
 
 
 def rotated_grid(size: int, centre: tuple[float, float], angle: float) -> tuple[np.ndarray, np.ndarray]:
@@ -48,13 +52,23 @@ def texture_mask(texture: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.zeros_like(u, bool)
 
 
-def draw_shape(rng: np.random.Generator, image: np.ndarray, shape: str, texture: str, radius: float) -> np.ndarray:
-    """Paint a shape of random place, turn and colours into ``image`` (H, W, 3); return its mask (H, W)."""
+def draw_shape(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    shape: str,
+    texture: str,
+    radius: float,
+    shift: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """Paint a shape of random place, turn and colours into ``image`` (H, W, 3); return its mask (H, W).
+
+    ``shift`` (y, x) moves the shape with its texture from that place.
+    """
     size = len(image)
-    centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2)
+    centre = rng.uniform(radius * 0.8, size - radius * 0.8, 2) + shift
     u, v = rotated_grid(size, centre, rng.uniform(0, 2 * np.pi))
     mask = shape_mask(shape, u / radius, v / radius)
-    u, v = rotated_grid(size, rng.uniform(0, size, 2), rng.uniform(-0.2, 0.2))
+    u, v = rotated_grid(size, rng.uniform(0, size, 2) + shift, rng.uniform(-0.2, 0.2))
     period, colour = rng.uniform(5, 6), rng.uniform(150, 255, 3)
     image[mask] = colour * np.where(texture_mask(texture, u / period, v / period), 0.4, 1)[mask, None]
     return mask
@@ -90,6 +104,20 @@ def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return finish(rng, image), labels
 
 
+def draw_clip(rng: np.random.Generator, direction: str) -> np.ndarray:
+    """One clip (T, 32, 32, 3) of a shape that moves evenly; the opposite direction gives the same frames backwards."""
+    index = DIRECTIONS.index(direction)
+    towards = np.eye(2)[1 - index // 2]  # (y, x)
+    ground, look = draw_ground(rng, CLIP_SIZE), rng.integers(2**32)
+    shape, texture, radius, speed = rng.choice(SHAPES), rng.choice(TEXTURES), rng.uniform(10, 13), rng.uniform(7, 8)
+    frames = []
+    for time in np.arange(FRAMES) - (FRAMES - 1) / 2:
+        image = ground.copy()
+        draw_shape(np.random.default_rng(look), image, shape, texture, radius, time * speed * towards)
+        frames.append(finish(rng, image))
+    return np.stack(frames[::-1] if index % 2 else frames)
+
+
 def write_classification(root: Path, counts: dict[str, int], seed: int) -> None:
     """Write ``counts[split]`` pictures, the classes taking turns."""
     names = [(shape, texture) for shape in SHAPES for texture in TEXTURES]
@@ -110,6 +138,29 @@ def write_segmentation(root: Path, counts: dict[str, int], seed: int) -> None:
             write_png(root / 'annotations' / split / f'{i:05d}.png', labels)
 
 
+def write_clips(root: Path, counts: dict[str, int], seed: int) -> None:
+    """Write ``counts[split]`` clips, the directions taking turns, and their lists."""
+    for split, count in counts.items():
+        lines = []
+        for i in range(count):
+            label, name = i % len(DIRECTIONS), f'{i:05d}.avi'
+            rng = np.random.default_rng([seed, 2, split == 'val', i // 2])  # a pair is one clip and its reverse
+            write_video(root / split / name, draw_clip(rng, DIRECTIONS[label]))
+            lines.append(f'{name} {label}\n')
+        (root / f'{split}.txt').write_text(''.join(lines))
+
+
+def write_video(path: Path, frames: np.ndarray) -> None:
+    """Write losslessly (FFV1), making folders as needed: other codecs treat the first frame unlike the rest."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'FFV1'), FRAMES, frames.shape[2:0:-1])
+    if not video.isOpened():
+        raise SystemExit(f'error: OpenCV cannot write {path}: it was built without FFmpeg, or the disk is full.')
+    for frame in frames:
+        video.write(frame)
+    video.release()
+
+
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write losslessly, making folders as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,11 +168,11 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write both data sets."""
+    """Write the three data sets."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('root', type=Path, help='folder to write to')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--scale', type=float, default=1.0, help='factor on the number of pictures, in (0, 1]')
+    parser.add_argument('--scale', type=float, default=1.0, help='factor on the number of files, in (0, 1]')
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f'--seed must be at least 0, got {args.seed}.')
@@ -132,6 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     write_classification(args.root / 'cls', dict(train=train, val=val), args.seed)
     train, val = (max(1, round(count * args.scale)) for count in (800, 100))
     write_segmentation(args.root / 'seg', dict(training=train, validation=val), args.seed)
+    quads = {split: max(1, round(count * args.scale)) for split, count in dict(train=200, val=50).items()}
+    write_clips(args.root / 'clips', {split: len(DIRECTIONS) * count for split, count in quads.items()}, args.seed)
 
 
 if __name__ == '__main__':

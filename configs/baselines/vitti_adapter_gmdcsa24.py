@@ -1,4 +1,4 @@
-"""Parallel adapter (AdaptFormer's form), ViT-Ti/16, GMDCSA-24; no number in the paper, the result is in docs/results.md.
+"""Parallel adapter (AdaptFormer's form), ViT-Ti/16, GMDCSA-24; no number in the paper, see docs/results.md.
 
 python tools/train.py configs/baselines/vitti_adapter_gmdcsa24.py --amp
 """

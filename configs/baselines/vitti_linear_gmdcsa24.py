@@ -1,4 +1,4 @@
-"""Linear probe, ViT-Ti/16, 39 short clips (GMDCSA-24); no number in the paper, the result is in docs/results.md.
+"""Linear probe, ViT-Ti/16, GMDCSA-24; no number in the paper, see docs/results.md.
 
 python tools/train.py configs/baselines/vitti_linear_gmdcsa24.py --amp
 """

@@ -28,7 +28,7 @@ MEANINGS = {
     'av_read_frame failed': 'it is cut short',
     'Unable to handle EOF': 'it has fewer frames than it lists',
     'recovered from nearest frames': 'it has fewer frames than it lists',
-    'from_size == to_size': "decord cannot turn a clip of this width upright: set reader='pyav'",
+    'from_size == to_size': "decord 0.6.0 cannot read clips of this width: set reader='pyav'",
 }
 
 

@@ -201,7 +201,7 @@ def _sentence(report: dict[str, float], rates: dict[str, float], target: float |
     layers = ' '.join(f'{rate:.2f}' for rate in rates.values())
     sample, views = 'image', ''
     if 'views' in report:
-        sample = f'clip of {report["views"]:g} views'
+        sample = f'clip of {report["views"]:g} view{"s" * (report["views"] != 1)}'
         views = f'; per view {report["gmacs_view"]:.3f} of {report["gmacs_view_dense"]:.3f}'
     return (
         (f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. ' if rates else '')

@@ -2,7 +2,8 @@
 _base_ = './clips_224.py'
 
 num_classes = 4
-open_clip = [dict(type='mmdyt.OpenClip', reader='pyav', min_frames=_base_.clip_len)]  # the frames have no times for decord
+# the frames of these files have no times, by which decord would find them
+open_clip = [dict(type='mmdyt.OpenClip', reader='pyav', min_frames=_base_.clip_len)]
 data_root = '{{$MMDYT_DATA:data}}/video/gmdcsa24_segments'
 train_pipeline = open_clip + _base_.uniform_frames + _base_.decode_clip + _base_.rescaled_crop + _base_.pack_clip
 test_pipeline = open_clip + _base_.uniform_test_frames + _base_.decode_clip + _base_.three_crops + _base_.pack_clip

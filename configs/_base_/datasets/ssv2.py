@@ -10,7 +10,8 @@ augment = [
     dict(type='mmdyt.ClipRandAugment', num_ops=4, magnitude=7),
 ]
 train_pipeline = _base_.open_clip + _base_.uniform_frames + _base_.decode_clip + augment + _base_.pack_clip
-test_pipeline = _base_.open_clip + _base_.uniform_test_frames + _base_.decode_clip + _base_.three_crops + _base_.pack_clip
+test_pipeline = (
+    _base_.open_clip + _base_.uniform_test_frames + _base_.decode_clip + _base_.three_crops + _base_.pack_clip)
 train_dataloader = dict(
     dataset=dict(
         data_root=data_root,

@@ -327,7 +327,7 @@ def test_what_decord_cannot_turn_is_left_to_pyav(frames, tmp_path):
     write_clip(tmp_path / 'clip.mp4', frames[:, :48, :64].copy())
     path = patch(tmp_path / 'clip.mp4', tmp_path / 'turned.mp4', b'tkhd', 40, '>6i', 0, 65536, 0, -65536, 0, 0)
     assert read(path, 'pyav', [0])['img_shape'] == (64, 48)
-    assert refusal(path, 'decord', [0]) == "decord cannot turn a clip of this width upright: set reader='pyav'"
+    assert refusal(path, 'decord', [0]) == "decord 0.6.0 cannot read clips of this width: set reader='pyav'"
 
 
 @both_readers

@@ -1,5 +1,5 @@
-# Something-Something v2, videos and lists as mmaction2's preparation leaves them: 8 uniform frames, no flips, since left
-# and right are classes; tests see 1 x 3 views.
+# Something-Something v2, videos and lists as mmaction2's preparation leaves them: 8 uniform frames, no flips, since
+# left and right are classes; tests see 1 x 3 views.
 _base_ = './clips_224.py'
 
 num_classes = 174

@@ -62,23 +62,30 @@ def straight_through(score: Tensor) -> Tensor:
     return hard + (score - score.detach())
 
 
-def hard_mask(logits: Tensor) -> Tensor:
-    """Noise-free mask of inference, eq. (3): ``logit > 0``, which is ``sigmoid(logit) > 0.5`` without its rounding.
+def hard_mask(logits: Tensor, threshold: Tensor) -> Tensor:
+    """Noise-free mask of inference: ``logit > threshold``, compared in the dtype of ``logits``.
+
+    A threshold of 0 is eq. (3): ``logit > 0`` is ``sigmoid(logit) > 0.5`` without its rounding.
 
     differs from paper: a tie, sigmoid = 0.5, is inactive here and active in eq. (3).
+
+    Args:
+        logits: Any shape, in fp32 or wider.
+        threshold: A scalar of any dtype, in logit units.
 
     Shape:
         Same as ``logits``.
     """
-    return (logits > 0).to(logits.dtype)
+    return (logits > threshold.to(logits)).to(logits.dtype)
 
 
 class TokenDispatcher(nn.Module):
     """One linear score per patch token; prefix tokens are always active.
 
-    Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > 0``, which is
-    ``sigmoid(logit) > 0.5`` without the rounding of the sigmoid. The score is computed in fp32 under any autocast.
-    Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to (5).
+    Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > threshold``. The
+    buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it; training does not
+    read it. The score is computed in fp32 under any autocast. Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to
+    (5).
 
     Args:
         dim: Token width C.
@@ -109,12 +116,24 @@ class TokenDispatcher(nn.Module):
         self.tau = tau
         self.initial_rate = initial_rate
         self.gate = nn.Linear(dim, 1)
+        self.register_buffer('threshold', torch.zeros(()))  # logit units
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Truncated normal (std 0.02) weight; the bias is the logit of the initial rate, 0 for the paper's 0.5."""
+        """Truncated normal (std 0.02) weight; the bias is the logit of the initial rate, 0 for the paper's 0.5.
+
+        The threshold becomes the paper's 0: it belonged to the former scores.
+        """
         nn.init.trunc_normal_(self.gate.weight, std=0.02)
         nn.init.constant_(self.gate.bias, math.log(self.initial_rate / (1 - self.initial_rate)))
+        self.threshold.zero_()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """A gate saved before there were thresholds has the paper's 0, and nothing is missing."""
+        gate = state_dict.get(f'{prefix}gate.weight')
+        if gate is not None:
+            state_dict.setdefault(f'{prefix}threshold', gate.new_zeros((), dtype=torch.float32))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def score(self, x: Tensor) -> Tensor:
         """Logits (B, N - P, 1) of the patch tokens of ``x`` (B, N, C), in fp32 (fp64 stays fp64)."""
@@ -129,8 +148,10 @@ class TokenDispatcher(nn.Module):
     def forward(self, x: Tensor) -> Dispatch:
         """Decide for every token of ``x`` whether it runs the branch."""
         logits = self.score(x)
-        noisy = self.training
-        mask = straight_through(gumbel_sigmoid(logits, self.tau)) if noisy else hard_mask(logits)  # eqs. (3) to (5)
+        if self.training:
+            mask = straight_through(gumbel_sigmoid(logits, self.tau))  # eqs. (4), (5)
+        else:
+            mask = hard_mask(logits, self.threshold)  # eq. (3)
         mask = F.pad(mask, (0, 0, self.num_prefix_tokens, 0), value=1.0)  # CLS always active
         return Dispatch(mask, logits, self.num_prefix_tokens)
 

@@ -1,9 +1,17 @@
-"""Hooks of mmengine's runner: cost and parameter reports, the temperature's schedule, exact resuming."""
+"""Hooks of mmengine's runner: cost and parameter reports, calibration, the temperature's schedule, exact resuming."""
 
+from .calibration import CalibrationHook
 from .cpu_amp import CPUAmpOptimWrapper
 from .flops import FLOPsHook
 from .parameters import ParameterReportHook
 from .rng_state import RNGStateHook
 from .tau import TauScheduleHook
 
-__all__ = ['CPUAmpOptimWrapper', 'FLOPsHook', 'ParameterReportHook', 'RNGStateHook', 'TauScheduleHook']
+__all__ = [
+    'CPUAmpOptimWrapper',
+    'CalibrationHook',
+    'FLOPsHook',
+    'ParameterReportHook',
+    'RNGStateHook',
+    'TauScheduleHook',
+]

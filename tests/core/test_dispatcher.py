@@ -1,8 +1,16 @@
 import pytest
 import torch
 import torch.nn as nn
+from mmengine.runner.checkpoint import load_state_dict
 
-from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher, gumbel_sigmoid, straight_through
+from mmdyt.core.dispatcher import (
+    RandomDispatcher,
+    SampleDispatcher,
+    TokenDispatcher,
+    gumbel_sigmoid,
+    hard_mask,
+    straight_through,
+)
 
 
 def dispatcher_with(weight: torch.Tensor, bias: float = 0.0, **arguments) -> TokenDispatcher:
@@ -141,3 +149,81 @@ def test_initial_rate_is_the_chance_to_be_active_at_the_start(rate):
 def test_initial_rate_must_leave_a_choice(rate):
     with pytest.raises(ValueError, match=rf'initial_rate must lie in \(0, 1\), got {rate}'):
         TokenDispatcher(8, initial_rate=rate)
+
+
+@pytest.mark.parametrize('kind', [TokenDispatcher, SampleDispatcher])
+def test_inference_compares_with_the_threshold_and_training_does_not(kind):
+    torch.manual_seed(0)
+    dispatcher, x = kind(8).eval(), torch.randn(64, 20, 8)
+    assert torch.equal(dispatcher(x).patch_mask, (dispatcher(x).logits > 0).float())  # eq. (3)
+    middle = dispatcher(x).logits.median().item()
+    dispatcher.threshold.fill_(middle)
+    logits = dispatcher(x).logits
+    assert torch.equal(dispatcher(x).patch_mask, (logits > middle).float()) and middle != 0
+    dispatcher.train()
+    torch.manual_seed(1)
+    mask = dispatcher(x).mask
+    dispatcher.threshold.fill_(100.0)
+    torch.manual_seed(1)
+    assert torch.equal(dispatcher(x).mask, mask)
+
+
+def test_thresholds_are_stored_and_not_learnt():
+    dispatcher = TokenDispatcher(8)
+    assert set(dispatcher.state_dict()) == {'gate.weight', 'gate.bias', 'threshold'}
+    assert {name for name, _ in dispatcher.named_parameters()} == {'gate.weight', 'gate.bias'}
+    assert dispatcher.threshold.shape == () and dispatcher.threshold.dtype == torch.float32
+    assert not list(RandomDispatcher(8).buffers())
+
+
+def test_reset_parameters_resets_the_threshold():
+    dispatcher = TokenDispatcher(8)
+    dispatcher.threshold.fill_(1.0)
+    dispatcher.reset_parameters()
+    assert dispatcher.threshold.item() == 0
+
+
+def torch_load(module: nn.Module, tensors: dict) -> list[str]:
+    return module.load_state_dict(tensors, strict=False).missing_keys
+
+
+def mmengine_load(module: nn.Module, tensors: dict) -> None:
+    load_state_dict(module, tensors, strict=True)  # raises if something is missing
+
+
+@pytest.mark.parametrize('load', [torch_load, mmengine_load])
+@pytest.mark.parametrize('prefix', ['', '0.'])
+def test_a_gate_from_before_thresholds_loads_with_0_and_nothing_missing(load, prefix):
+    old = {f'{prefix}{name}': tensor for name, tensor in TokenDispatcher(8).state_dict().items() if name != 'threshold'}
+    names = list(old)
+    dispatcher = TokenDispatcher(8)
+    dispatcher.threshold.fill_(1.0)
+    assert not load(nn.Sequential(dispatcher) if prefix else dispatcher, old)
+    assert dispatcher.threshold.item() == 0
+    assert torch.equal(dispatcher.gate.weight, old[f'{prefix}gate.weight'])
+    assert list(old) == names
+
+
+def test_a_checkpoint_without_the_gate_leaves_the_threshold_alone():
+    dispatcher = TokenDispatcher(8)
+    dispatcher.threshold.fill_(1.0)
+    assert set(torch_load(dispatcher, {})) == {'gate.weight', 'gate.bias', 'threshold'}
+    assert dispatcher.threshold.item() == 1
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_thresholds_of_half_models_are_compared_in_fp32(dtype):
+    """In half precision these logits and the threshold are the same number."""
+    dispatcher = TokenDispatcher(8).to(dtype)
+    assert dispatcher.threshold.dtype == dtype
+    dispatcher.threshold.fill_(1.0)
+    logits = torch.tensor([1 - 2.0**-20, 1.0, 1 + 2.0**-20])
+    assert logits.to(dtype).unique().tolist() == [1.0]
+    assert hard_mask(logits, dispatcher.threshold).tolist() == [0, 0, 1]
+
+
+def test_thresholds_need_no_memory_on_the_meta_device():
+    with torch.device('meta'):
+        dispatcher = TokenDispatcher(8).eval()
+    assert dispatcher.threshold.is_meta
+    assert hard_mask(torch.empty(2, 5, 1, device='meta'), dispatcher.threshold).shape == (2, 5, 1)

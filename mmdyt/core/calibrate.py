@@ -1,0 +1,261 @@
+"""Thresholds with which the activation rate of inference is the one that was asked for. L dispatched branches.
+
+Training fixes the mean of ``sigmoid(logit)``, the chance that a token is active; inference counts the logits above 0.
+The two differ, and so the rate drifts. Here a few images show which thresholds give the wanted rate.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .branch import dynamic_branches, record_dispatch
+from .dispatcher import TokenDispatcher
+
+RULES = ('rate_matched', 'uniform', 'global')
+TOLERANCE = 1e-3  # of the rate, where it is searched over whole forward passes
+STEPS = 40  # of a bisection
+
+Forwards = Sequence[Callable[[], object]]
+
+
+class Calibrated(NamedTuple):
+    """What calibration did to one branch.
+
+    Attributes:
+        threshold: Of its dispatcher, in logit units; -inf runs every token.
+        rate: Fraction of active patch tokens, measured with it on the calibration images.
+    """
+
+    threshold: float
+    rate: float
+
+
+def check_rule(rule: str, target_rate: float) -> None:
+    """Refuse a rule or a rate that :func:`calibrate` would refuse.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if rule not in RULES:
+        raise ValueError(f'rule must be one of {list(RULES)}, got {rule!r}.')
+    if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
+        raise ValueError(f'target_rate must lie in (0, 1], got {target_rate!r}. Rates are fractions, not percent.')
+
+
+def token_dispatchers(model: nn.Module) -> dict[str, TokenDispatcher]:
+    """The dispatchers of a model that have a threshold, by the module name of their branch, in network order.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    found = {name: branch.dispatcher for name, branch in dynamic_branches(model).items()}
+    found = {name: dispatcher for name, dispatcher in found.items() if isinstance(dispatcher, TokenDispatcher)}
+    if not found:
+        raise ValueError('model must have a dispatcher with a threshold, a TokenDispatcher, got none.')
+    return found
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module, forwards: Forwards, target_rate: float, rule: str = 'rate_matched'
+) -> dict[str, Calibrated]:
+    """Set the thresholds of a trained model such that its activation rate on some images is ``target_rate``.
+
+    The rate is the mean over the branches of their fractions of active patch tokens. The rules divide it:
+
+    - ``rate_matched``: each branch keeps the share of active tokens that training gave it, the mean of
+      ``sigmoid(logit)`` in a pass with sampled masks. Where these shares do not average to ``target_rate``, one
+      offset is added to all logits, the same for every branch, such that they do: unlike factors or summands of the
+      rates this keeps them in [0, 1] and branches that are nearly closed or open nearly so.
+    - ``uniform``: each branch has the rate ``target_rate``.
+    - ``global``: all branches have the same threshold, found by bisection over whole passes, to 0.001 of the rate.
+
+    The first two are exact on these images up to ties of logits: a threshold lies midway between two neighbouring
+    logits. Branches are set in network order, each in a pass of its own, since the decisions of one change what the
+    next ones see. The result depends neither on the present thresholds nor on the state of the random number
+    generators, and leaves the latter and the training mode as they were.
+
+    Args:
+        model: Its branches run as in inference, whatever mode it is in.
+        forwards: Each runs the model on some images; all are called L + 3 times (``global``: some 15 times).
+        target_rate: Wanted activation rate, in (0, 1].
+        rule: One of the above.
+
+    Returns:
+        What was set, and the rate that it gave, by branch name. Branches that no patch token reached are left out, and
+        as they were.
+
+    Raises:
+        ValueError: If an argument is out of range, the model has no thresholds, its logits are not finite, or the
+            forward passes show it no image.
+    """
+    check_rule(rule, target_rate)
+    if not forwards:
+        raise ValueError('forwards must hold at least one forward pass, got none.')
+    with _inference_mode(model):
+        dispatchers = _reached(model, forwards)
+        if rule == 'global':
+            _set_all(model, forwards, dispatchers, target_rate)
+        else:
+            shares = dict.fromkeys(dispatchers, target_rate)
+            if rule == 'rate_matched':
+                shares = _trained_shares(model, forwards, dispatchers, target_rate)
+            _set_in_order(model, forwards, dispatchers, shares)
+        rates = measured_rates(model, forwards)
+    return {name: Calibrated(dispatchers[name].threshold.item(), rate) for name, rate in rates.items()}
+
+
+@torch.no_grad()
+def measured_rates(model: nn.Module, forwards: Forwards) -> dict[str, float]:
+    """Fraction of active patch tokens at inference, by branch name, of branches with a threshold that saw any.
+
+    Raises:
+        ValueError: If the model has no thresholds.
+    """
+    with _inference_mode(model):
+        masks = _observe(model, forwards, 'patch_mask', token_dispatchers(model))
+    return {name: mask.mean().item() for name, mask in masks.items()}
+
+
+def threshold_for(logits: Tensor, share: float) -> float:
+    """The threshold above which a share of the logits lies, to the nearest logit.
+
+    Midway between the two logits that it parts. Equal logits cannot be parted: then all or none of them are above it,
+    whichever is nearer to the share, and none if both are. A share that is all of them gives -inf.
+
+    Args:
+        logits: (M,), finite.
+        share: In [0, 1].
+    """
+    values = logits.sort(descending=True).values
+    active = round(share * len(values))
+    if active == len(values):
+        return -math.inf
+    edge = values[active]
+    before, through = (values > edge).sum().item(), (values >= edge).sum().item()  # of the equal ones
+    active = before if active - before <= through - active else through
+    if active == len(values):
+        return -math.inf
+    below = values[active]
+    above = values[max(active - 1, 0)]
+    middle = below + (above - below) / 2
+    return (middle if middle < above else below).item()  # neighbouring floats have nothing between them
+
+
+def _reached(model: nn.Module, forwards: Forwards) -> dict[str, TokenDispatcher]:
+    """The dispatchers that decide about a patch token, by branch name; checks that there is something to calibrate."""
+    dispatchers = token_dispatchers(model)
+    logits = _logits(model, forwards, dispatchers)
+    if not logits:
+        raise ValueError('forwards must run the model, dispatched, on images with patch tokens, got none.')
+    return {name: dispatchers[name] for name in logits}
+
+
+def _set_in_order(
+    model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], shares: dict[str, float]
+) -> None:
+    """Give each branch its share of active tokens, in network order."""
+    for name, dispatcher in dispatchers.items():
+        logits = _logits(model, forwards, [name])[name]
+        dispatcher.threshold.fill_(threshold_for(logits, shares[name]))
+
+
+def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], target_rate: float) -> None:
+    """Give all branches the threshold with which the mean of their rates is the wanted one."""
+
+    def rate_at(offset: float) -> float:
+        for dispatcher in dispatchers.values():
+            dispatcher.threshold.fill_(-offset)
+        return _mean(measured_rates(model, forwards))
+
+    rate_at(math.inf if target_rate == 1 else _bisect(rate_at, target_rate, TOLERANCE))
+
+
+def _trained_shares(
+    model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], target_rate: float
+) -> dict[str, float]:
+    """Share of active tokens of each branch in training, with all logits moved alike so that they meet the rate."""
+    with _sampled_masks(model, dispatchers):
+        logits = _logits(model, forwards, dispatchers)
+
+    def shares_at(offset: float) -> dict[str, float]:
+        return {name: (values.double() + offset).sigmoid().mean().item() for name, values in logits.items()}
+
+    return shares_at(_bisect(lambda offset: _mean(shares_at(offset)), target_rate))
+
+
+def _bisect(rate_at: Callable[[float], float], target_rate: float, tolerance: float = 0.0) -> float:
+    """Where a function that rises from 0 to 1 comes nearest to the wanted rate; it need not rise everywhere."""
+    low, high = -1.0, 1.0
+    while rate_at(low) > target_rate:
+        low *= 2
+    while rate_at(high) < target_rate:
+        high *= 2
+    distances = {}
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        rate = rate_at(middle)
+        distances[middle] = abs(rate - target_rate)
+        if distances[middle] <= tolerance:
+            break
+        low, high = (middle, high) if rate < target_rate else (low, middle)
+    return min(distances, key=distances.get)
+
+
+def _logits(model: nn.Module, forwards: Forwards, names: Iterable[str]) -> dict[str, Tensor]:
+    """All logits of some branches, (M,), of those that saw a patch token."""
+    logits = _observe(model, forwards, 'logits', names)
+    for name, values in logits.items():
+        if not values.isfinite().all():
+            raise ValueError(f'logits must be finite, got nan or inf in {name}. Has training diverged?')
+    return logits
+
+
+def _observe(model: nn.Module, forwards: Forwards, part: str, names: Iterable[str]) -> dict[str, Tensor]:
+    """One part of all dispatches of some branches, flat, of those that decided about a patch token."""
+    seen = {name: [] for name in names}
+    with record_dispatch(model) as record:
+        for forward in forwards:
+            forward()
+            for name, parts in seen.items():
+                # the complete model decides nothing, and has no logits
+                parts += [getattr(d, part).flatten() for d in record.dispatches[name] if d.logits is not None]
+            record.clear()
+    joined = {name: torch.cat(parts) for name, parts in seen.items() if parts}
+    return {name: values for name, values in joined.items() if values.numel()}
+
+
+def _mean(rates: dict[str, float]) -> float:
+    return sum(rates.values()) / len(rates)
+
+
+@contextmanager
+def _inference_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context the model runs as in inference; afterwards each module has its former mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _sampled_masks(model: nn.Module, dispatchers: dict[str, TokenDispatcher]) -> Iterator[None]:
+    """Within the context, in inference, the dispatchers sample as in training, with the same noise each time."""
+    devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(0)
+        try:
+            for dispatcher in dispatchers.values():
+                dispatcher.training = True
+            yield
+        finally:
+            for dispatcher in dispatchers.values():
+                dispatcher.training = False

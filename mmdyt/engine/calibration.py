@@ -1,0 +1,194 @@
+"""Calibrate the dispatchers of a host model on training images: at the end of training, or of a checkpoint."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn as nn
+from mmengine.dist import broadcast, is_main_process
+from mmengine.hooks import EMAHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop
+from torch.utils.data import DataLoader
+
+from mmdyt.core.calibrate import Calibrated, calibrate, check_rule, token_dispatchers
+from mmdyt.engine.rng_state import get_random_states, set_random_states
+from mmdyt.registry import HOOKS
+
+
+def check_batches(num_batches: int) -> None:
+    """Refuse a number of batches that is none.
+
+    Raises:
+        ValueError: If it is out of range.
+    """
+    if not (isinstance(num_batches, int) and num_batches >= 1):
+        raise ValueError(f'num_batches must be at least 1, got {num_batches!r}.')
+
+
+def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
+    """The rate to calibrate to: ``target_rate``, or where this is None that of the model's rate loss.
+
+    Raises:
+        ValueError: If there is neither.
+    """
+    rate = getattr(host, 'target_rate', None) if target_rate is None else target_rate
+    if rate is None:
+        raise ValueError(f'target_rate must be given, since the {type(host).__name__} has none, got None.')
+    return rate
+
+
+def calibrate_host(
+    host: nn.Module, train: DataLoader, val: DataLoader | None, target_rate: float, rule: str, num_batches: int
+) -> dict[str, Calibrated]:
+    """Calibrate a host model on training images that run as in a test, always the same ones.
+
+    The images are a fixed random choice of the training set, since lists are often sorted by class. They take the
+    pipeline of validation and the host's whole test step: augmented images, or whole ones where the test has windows or
+    views, open other tokens. The random numbers of the process go on afterwards as if nothing had been.
+
+    Args:
+        host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
+        train: Whose images are used, ``num_batches`` times its batch size.
+        val: Whose pipeline, batch size, collation and number of workers are used. Without one, or where a wrapped data
+            set has no pipeline of its own, those of training are.
+        target_rate: Wanted activation rate, in (0, 1].
+        rule: See :func:`mmdyt.core.calibrate.calibrate`.
+        num_batches: How many batches of training images, >= 1.
+
+    Returns:
+        As of :func:`mmdyt.core.calibrate.calibrate`.
+    """
+    with _seeded():
+        batches = [part for batch in _batches(train, val, num_batches) for part in _equal_sizes(batch)]
+        return calibrate(host, [partial(host.test_step, batch) for batch in batches], target_rate, rule)
+
+
+def _batches(train: DataLoader, val: DataLoader | None, num_batches: int) -> list[dict]:
+    """Batches of a fixed random choice of images; samplers and workers of the run are left alone."""
+    dataset, like = train.dataset, train
+    if val is not None and hasattr(dataset, 'pipeline') and hasattr(val.dataset, 'pipeline'):
+        dataset, like = copy.copy(dataset), val
+        dataset.pipeline = val.dataset.pipeline
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(
+        dataset,
+        like.batch_sampler.batch_size,
+        sampler=order[: num_batches * train.batch_sampler.batch_size].tolist(),
+        num_workers=like.num_workers,
+        collate_fn=like.collate_fn,
+    )
+    return list(loader)
+
+
+def _equal_sizes(batch: dict) -> list[dict]:
+    """Parts of a batch whose images have the same size: tests do not pad, but crops of small images are smaller."""
+    sizes = [tuple(image.shape) for image in batch['inputs']]
+    if len(set(sizes)) == 1:
+        return [batch]
+    groups = [[i for i, other in enumerate(sizes) if other == size] for size in dict.fromkeys(sizes)]
+    return [{key: [values[i] for i in group] for key, values in batch.items()} for group in groups]
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Within the context random numbers start anew, always alike; afterwards they go on as before."""
+    states = get_random_states()
+    try:
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        yield
+    finally:
+        set_random_states(states)
+
+
+@HOOKS.register_module()
+class CalibrationHook(Hook):
+    """Set the thresholds of the dispatchers at the end of training, such that inference meets the target rate.
+
+    Runs after the last step and before its checkpoint is saved and validated, in epoch- and iteration-based loops, on
+    training images in the pipeline of validation; see :func:`calibrate_host`. Earlier checkpoints and validations have
+    the paper's threshold of 0, those of a run that goes on from a calibrated checkpoint too. In distributed training
+    the first process calibrates and sends the others what it set.  # differs from paper: opt-in.
+
+    Args:
+        rule: How the rate is divided among the branches, ``'rate_matched'``, ``'uniform'`` or ``'global'``; see
+            :func:`mmdyt.core.calibrate.calibrate`.
+        target_rate: Wanted activation rate, in (0, 1]; None is that of the model's rate loss.
+        num_batches: How many batches of training images decide, >= 1. They stay in memory meanwhile.
+
+    Raises:
+        ValueError: If an argument is out of range, or, before training, if the model has no thresholds or no target
+            rate, or the weights that will be tested are not those that are trained (``EMAHook``).
+    """
+
+    priority = 'LOW'  # after whatever changes the model, before CheckpointHook
+
+    def __init__(self, rule: str = 'rate_matched', target_rate: float | None = None, num_batches: int = 8):
+        check_rule(rule, 1.0 if target_rate is None else target_rate)
+        check_batches(num_batches)
+        self.rule = rule
+        self.target_rate = target_rate
+        self.num_batches = num_batches
+
+    def before_train(self, runner) -> None:
+        """Refuse what cannot be calibrated; forget the thresholds of weights that will change."""
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise ValueError(
+                'custom_hooks must hold mmdyt.CalibrationHook or EMAHook, got both. Calibrate the averaged checkpoint '
+                'with tools/calibrate.py.'
+            )
+        host = _host(runner)
+        wanted_rate(host, self.target_rate)
+        dispatchers = token_dispatchers(host).values()
+        if _unfinished(runner):
+            for dispatcher in dispatchers:
+                dispatcher.threshold.zero_()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Calibrate after the last iteration."""
+        if isinstance(runner.train_loop, IterBasedTrainLoop):
+            last = self.is_last_train_iter(runner)
+        else:
+            last = self.is_last_train_epoch(runner) and self.end_of_epoch(runner.train_dataloader, batch_idx)
+        if last:
+            self._calibrate(runner)
+
+    def after_train(self, runner) -> None:
+        """Say so where training was stopped before its last iteration."""
+        if _unfinished(runner):
+            runner.logger.warning('Training stopped early, without calibration. Calibrate with tools/calibrate.py.')
+
+    def _calibrate(self, runner) -> None:
+        """Set the same thresholds in all processes, and log what they give."""
+        host = _host(runner)
+        rate = wanted_rate(host, self.target_rate)
+        if is_main_process():
+            val = None if runner.val_loop is None else runner.val_loop.dataloader
+            found = calibrate_host(host, runner.train_dataloader, val, rate, self.rule, self.num_batches)
+            runner.logger.info(f'Calibrated thresholds ({self.rule}): {sentence(found, rate)}')
+        for dispatcher in token_dispatchers(host).values():
+            broadcast(dispatcher.threshold)
+
+
+def _host(runner) -> nn.Module:
+    """The runner's model, out of its wrapper."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _unfinished(runner) -> bool:
+    """Whether there is training left to do."""
+    loop = runner.train_loop
+    return loop.iter < loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.epoch < loop.max_epochs
+
+
+def sentence(found: dict[str, Calibrated], target_rate: float) -> str:
+    """The achieved activation rate beside the wanted one, and those of the branches in network order."""
+    rates = [branch.rate for branch in found.values()]
+    branches = ' '.join(f'{rate:.2f}' for rate in rates)
+    return f'activation rate {sum(rates) / len(rates):.3f} (target {target_rate:.2f}), by layer {branches}.'

@@ -1,0 +1,310 @@
+"""Thresholds meet the rate that was asked for, on the images that they were chosen on and on others."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn as nn
+
+from mmdyt.core.branch import complete_model, dynamic_branches
+from mmdyt.core.calibrate import RULES, calibrate, measured_rates, threshold_for, token_dispatchers
+from mmdyt.models import DyTVisionTransformer
+
+LAYERS, PATCHES = 4, 64
+ARCH = dict(embed_dims=32, num_layers=LAYERS, num_heads=2, feedforward_channels=64)
+
+
+def build(kind='TokenDispatcher', **vit) -> nn.Module:
+    """A ViT whose layers open from nearly all to few of their tokens, and listen to the former ones."""
+    torch.manual_seed(0)
+    model = DyTVisionTransformer(ARCH, img_size=64, patch_size=8, dispatcher=dict(type=f'mmdyt.{kind}'), **vit).eval()
+    branches = dynamic_branches(model)
+    for i, branch in enumerate(branches.values()):
+        nn.init.normal_(branch.adapter.up.weight, std=0.5)
+        nn.init.normal_(branch.dispatcher.gate.weight, std=0.6)
+        nn.init.constant_(branch.dispatcher.gate.bias, 1.5 - 3 * i / len(branches))
+    return model
+
+
+def images(number: int, seed: int) -> torch.Tensor:
+    """Images of different contrast."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(number, 3, 64, 64, generator=generator)
+    return noise * (0.5 + torch.rand(number, 1, 1, 1, generator=generator) / 2)
+
+
+def passes(model: nn.Module, number: int = 64, seed: int = 1) -> list:
+    return [lambda batch=batch: model(batch) for batch in images(number, seed).split(16)]
+
+
+def mean(rates) -> float:
+    return sum(rates) / len(rates)
+
+
+def rates_of(found) -> list[float]:
+    return [branch.rate for branch in found.values()]
+
+
+def thresholds(model: nn.Module) -> list[float]:
+    return [dispatcher.threshold.item() for dispatcher in token_dispatchers(model).values()]
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('target', [0.3, 0.7, 0.9])
+def test_the_rate_is_met_on_the_calibration_images_and_on_others(rule, target):
+    model = build()
+    drifted = mean(measured_rates(model, passes(model)).values())
+    found = calibrate(model, passes(model), target, rule)
+    exact = 1e-3 if rule == 'global' else 0.51 / (64 * PATCHES)  # half a token
+    assert mean(rates_of(found)) == pytest.approx(target, abs=exact)
+    held_out = mean(measured_rates(model, passes(model, 128, seed=2)).values())
+    assert held_out == pytest.approx(target, abs=0.02)
+    assert abs(drifted - target) > 0.02
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_returns_what_was_set_and_measured(rule):
+    model = build()
+    found = calibrate(model, passes(model), 0.4, rule)
+    assert list(found) == list(dynamic_branches(model)) == [f'layers.{i}.dynamic.mlp' for i in range(LAYERS)]
+    assert [branch.threshold for branch in found.values()] == thresholds(model)
+    assert {name: branch.rate for name, branch in found.items()} == measured_rates(model, passes(model))
+
+
+def test_uniform_gives_every_layer_the_rate():
+    model = build()
+    found = calibrate(model, passes(model), 0.3, 'uniform')
+    assert rates_of(found) == pytest.approx([0.3] * LAYERS, abs=0.51 / (64 * PATCHES))
+    assert len(set(thresholds(model))) == LAYERS
+
+
+def test_global_gives_every_layer_the_same_threshold():
+    model = build()
+    found = calibrate(model, passes(model), 0.3, 'global')
+    assert len(set(thresholds(model))) == 1
+    assert max(rates_of(found)) - min(rates_of(found)) > 0.1
+
+
+def test_rate_matched_keeps_the_shares_of_training():
+    """Reference: the rates of masks that training itself draws, many times."""
+    model = build()
+    forwards = passes(model, 32)
+    for module in [branch.dispatcher for branch in dynamic_branches(model).values()]:
+        module.training = True
+    drawn = torch.zeros(LAYERS)
+    masks = []
+    for branch in dynamic_branches(model).values():
+        branch.dispatcher.register_forward_hook(lambda module, args, dispatch: masks.append(dispatch.patch_mask.mean()))
+    with torch.no_grad():
+        for _ in range(10):
+            for forward in forwards:
+                forward()
+    drawn = torch.stack(masks).view(-1, LAYERS).mean(0)
+    found = calibrate(model, forwards, drawn.mean().item())  # the rate that training has: no offset
+    assert drawn.max() - drawn.min() > 0.2
+    assert rates_of(found) == pytest.approx(drawn.tolist(), abs=0.02)
+    more = rates_of(calibrate(model, forwards, 0.9))
+    assert mean(more) == pytest.approx(0.9, abs=1e-3)
+    assert all(0 <= before < after < 1 for before, after in zip(drawn.tolist(), more, strict=True))
+    assert sorted(range(LAYERS), key=more.__getitem__) == drawn.argsort().tolist()  # closed ones stay the closed ones
+
+
+def test_layers_are_set_in_network_order():
+    """With thresholds that each fit the logits of the former thresholds, later layers would miss their rate."""
+    model = build()
+    logits = {}
+    for name, dispatcher in token_dispatchers(model).items():
+        dispatcher.register_forward_hook(
+            lambda module, args, dispatch, name=name: logits.setdefault(name, []).append(dispatch.logits.flatten())
+        )
+    with torch.no_grad():
+        for forward in passes(model):
+            forward()
+    naive = {name: threshold_for(torch.cat(values), 0.1) for name, values in logits.items()}
+    for name, dispatcher in token_dispatchers(model).items():
+        dispatcher.threshold.fill_(naive[name])
+    assert max(abs(rate - 0.1) for rate in measured_rates(model, passes(model)).values()) > 0.01
+    found = calibrate(model, passes(model), 0.1, 'uniform')
+    assert rates_of(found) == pytest.approx([0.1] * LAYERS, abs=0.51 / (64 * PATCHES))
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_present_thresholds_modes_and_random_states_do_not_matter(rule):
+    model = build()
+    expected = calibrate(model, passes(model), 0.4, rule)
+    for dispatcher in token_dispatchers(model).values():
+        dispatcher.threshold.fill_(3.0)
+    model.train()
+    model.layers[1].eval()
+    modes = [module.training for module in model.modules()]
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert calibrate(model, passes(model), 0.4, rule) == expected
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_modes_are_restored_after_an_error():
+    model = build().train()
+    with pytest.raises(ZeroDivisionError):
+        calibrate(model, [lambda: 1 / 0], 0.5)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_rate_of_one_runs_every_token_of_every_image(rule):
+    model = build()
+    found = calibrate(model, passes(model), 1.0, rule)
+    assert set(found.values()) == {(-math.inf, 1.0)}
+    assert set(measured_rates(model, passes(model, seed=2)).values()) == {1.0}
+
+
+@pytest.mark.parametrize('dispatch', ['mlp', 'attn', 'attn_mlp', 'layer'])
+def test_packed_equals_masked_at_any_thresholds(dispatch):
+    model = build(dispatch=dispatch)
+    for rule, target in (('uniform', 0.1), ('rate_matched', 0.5), ('global', 0.9), ('uniform', 1.0)):
+        found = calibrate(model, passes(model, 16), target, rule)
+        assert len(found) == LAYERS * (2 if dispatch == 'attn_mlp' else 1)
+        outputs = []
+        for kind in ('packed', 'masked'):
+            for branch in dynamic_branches(model).values():
+                branch.inference = kind
+            with torch.no_grad():
+                outputs += model(images(4, seed=3))
+        torch.testing.assert_close(*outputs, rtol=0, atol=2e-5)
+
+
+def test_the_complete_model_is_not_affected():
+    model, x = build(), images(4, seed=3)
+    with torch.no_grad(), complete_model(model):
+        (before,) = model(x)
+    calibrate(model, passes(model), 0.2)
+    with torch.no_grad(), complete_model(model):
+        (after,) = model(x)
+    assert torch.equal(before, after)
+
+
+def test_one_decision_per_image_is_calibrated_in_whole_images():
+    model = build('SampleDispatcher')
+    found = calibrate(model, passes(model), 0.25, 'uniform')
+    assert rates_of(found) == [0.25] * LAYERS  # 16 of 64 images
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_a_layer_without_patch_tokens_is_left_out_and_left_alone(rule):
+    model = build(skip_unread=True)
+    model.layers[-1].dynamic['mlp'].dispatcher.threshold.fill_(7.0)
+    found = calibrate(model, passes(model), 0.3, rule)
+    assert list(found) == [f'layers.{i}.dynamic.mlp' for i in range(LAYERS - 1)]
+    assert mean(rates_of(found)) == pytest.approx(0.3, abs=1e-3)
+    assert thresholds(model)[-1] == 7.0
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(dtype):
+    model = build().to(dtype)
+    forwards = [lambda batch=batch: model(batch) for batch in images(32, seed=1).to(dtype).split(16)]
+    found = calibrate(model, forwards, 0.4)
+    assert token_dispatchers(model)['layers.0.dynamic.mlp'].threshold.dtype == dtype
+    assert mean(rates_of(found)) == pytest.approx(0.4, abs=0.01)  # the thresholds are rounded
+    assert [branch.threshold for branch in found.values()] == thresholds(model)
+
+
+def test_thresholds_survive_save_and_load_and_copies(tmp_path):
+    model = build()
+    found = calibrate(model, passes(model), 0.4)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    other = build()
+    other.load_state_dict(torch.load(tmp_path / 'model.pth', weights_only=True))
+    assert thresholds(other) == thresholds(copy.deepcopy(model)) == [branch.threshold for branch in found.values()]
+    assert list(measured_rates(other, passes(other)).values()) == rates_of(found)
+
+
+def test_only_thresholds_change():
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    calibrate(model, passes(model), 0.4)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f'layers.{i}.dynamic.mlp.dispatcher.threshold' for i in range(LAYERS)}
+
+
+@pytest.mark.parametrize('number', [1, 7, 1000])
+@pytest.mark.parametrize('share', [0.0, 0.001, 0.3, 0.5, 0.9, 1.0])
+def test_a_threshold_parts_distinct_logits_at_the_nearest_one(number, share):
+    logits = torch.randn(number, generator=torch.Generator().manual_seed(0))
+    threshold = threshold_for(logits, share)
+    assert (logits > threshold).sum().item() == round(share * number)
+    if 0 < round(share * number) < number:
+        above, below = logits[logits > threshold].min(), logits[logits <= threshold].max()
+        assert threshold == pytest.approx((above + below).item() / 2, abs=1e-7)
+
+
+def test_floats_with_nothing_between_them_are_parted():
+    low = torch.tensor(1.0)
+    for _ in range(3):
+        high = torch.nextafter(low, torch.tensor(2.0))
+        logits = torch.stack([high, low])
+        assert (logits > threshold_for(logits, 0.5)).tolist() == [True, False]
+        low = high
+
+
+@pytest.mark.parametrize(
+    ('logits', 'share', 'active'),
+    [
+        ([2.0] * 4, 0.3, 0),
+        ([2.0] * 4, 0.5, 0),  # as near: none
+        ([2.0] * 4, 0.7, 4),
+        ([3.0, 2.0, 2.0, 2.0, 1.0], 0.4, 1),  # after 3, not amid the 2s
+        ([3.0, 2.0, 2.0, 2.0, 1.0], 0.6, 4),
+        ([3.0, 2.0, 2.0, 2.0, 1.0], 0.8, 4),
+        ([3.0, 1.0, 1.0], 0.67, 1),
+        ([0.0, -0.0], 0.5, 0),
+    ],
+)
+def test_equal_logits_are_not_parted(logits, share, active):
+    logits = torch.tensor(logits)
+    assert (logits > threshold_for(logits, share)).sum().item() == active
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('bias', [-3.0, 0.0, 3.0])
+def test_constant_logits_end_all_or_none(rule, bias):
+    model = build()
+    for dispatcher in token_dispatchers(model).values():
+        nn.init.zeros_(dispatcher.gate.weight)
+        nn.init.constant_(dispatcher.gate.bias, bias)
+    assert set(rates_of(calibrate(model, passes(model, 16), 0.6, rule))) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(rule='best'), r"rule must be one of \['rate_matched', 'uniform', 'global'\], got 'best'"),
+        (dict(target_rate=0), r'target_rate must lie in \(0, 1\], got 0. Rates are fractions'),
+        (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions'),
+        (dict(target_rate=math.nan), r'target_rate must lie in \(0, 1\], got nan'),
+        (dict(forwards=[]), 'forwards must hold at least one forward pass, got none'),
+        (dict(forwards=[lambda: None]), 'forwards must run the model, dispatched, on images .* got none'),
+        (dict(model=nn.Linear(1, 1)), 'model must have a dispatcher with a threshold, a TokenDispatcher, got none'),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    model = build()
+    with pytest.raises(ValueError, match=f'^{message}'):
+        calibrate(**(dict(model=model, forwards=passes(model), target_rate=0.5) | arguments))
+    assert thresholds(model) == [0.0] * LAYERS
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_what_has_no_logits_or_no_finite_ones_is_refused_and_left_alone(rule):
+    model = build()
+    with complete_model(model), pytest.raises(ValueError, match='forwards must run the model, dispatched'):
+        calibrate(model, passes(model), 0.5, rule)
+    random = DyTVisionTransformer(ARCH, img_size=64, dispatcher=dict(type='mmdyt.RandomDispatcher'))
+    with pytest.raises(ValueError, match='model must have a dispatcher with a threshold'):
+        calibrate(random, passes(random), 0.5, rule)
+    nn.init.constant_(model.layers[2].dynamic['mlp'].dispatcher.gate.bias, math.nan)
+    with pytest.raises(ValueError, match=r'logits must be finite, got nan or inf in layers\.2\.dynamic\.mlp'):
+        calibrate(model, passes(model), 0.5, rule)
+    assert thresholds(model) == [0.0] * LAYERS

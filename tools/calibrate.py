@@ -1,0 +1,105 @@
+"""Set the thresholds of a checkpoint's dispatchers, such that inference meets the activation rate that was asked for.
+
+python tools/calibrate.py configs/dyt/vitb_cifar100.py work_dirs/vitb_cifar100/epoch_100.pth calibrated.pth
+    [--rule rate_matched|uniform|global] [--target-rate R] [--batches N]
+"""
+
+import argparse
+from pathlib import Path
+
+from mmdyt import compat
+
+compat.install()
+
+import torch  # noqa: E402
+import torch.nn as nn  # noqa: E402
+from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.device import get_device  # noqa: E402
+from mmengine.registry import MODELS  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from mmdyt.core.calibrate import RULES, Calibrated, check_rule, token_dispatchers  # noqa: E402
+from mmdyt.engine import preflight  # noqa: E402
+from mmdyt.engine.calibration import calibrate_host, check_batches, sentence, wanted_rate  # noqa: E402
+from mmdyt.engine.checkpoints import check_fit, read_checkpoint, read_tensors  # noqa: E402
+from mmdyt.engine.datasets import check_data, head_classes  # noqa: E402
+from mmdyt.engine.names import check_types  # noqa: E402
+
+LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Calibrate the thresholds of a checkpoint on its training images, in the pipeline of validation.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('out', type=Path, help='file to write: the checkpoint with the new thresholds')
+    parser.add_argument('--rule', default=RULES[0], help=f'how layers share the rate: {", ".join(RULES)}')
+    parser.add_argument('--target-rate', type=float, help="wanted activation rate in (0, 1]; default: the model's")
+    parser.add_argument('--batches', type=int, default=8, help='batches of training images; default: 8')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args()
+
+
+def check_out(out: Path, checkpoint: str) -> None:
+    """Refuse a file that cannot be written, or that is the checkpoint itself."""
+    if not out.resolve().parent.is_dir() or out.is_dir():
+        raise ValueError(f'out must name a file in an existing folder, got {out}.')
+    if out.exists() and Path(checkpoint).exists() and out.samefile(checkpoint):
+        raise ValueError(f'out must name another file than the checkpoint, got {out} for both.')
+
+
+def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
+    """Check what the user typed; return the config, and the model with the checkpoint's weights."""
+    check_rule(args.rule, 1.0 if args.target_rate is None else args.target_rate)
+    check_batches(args.batches)
+    check_out(args.out, args.checkpoint)
+    cfg = preflight.load_config(args)
+    cfg.load_from = args.checkpoint
+    preflight.check(cfg, loops=())
+    if cfg.get('train_dataloader') is None:
+        raise ValueError('config must set train_dataloader, got none.')
+    for name in LOADERS:
+        if cfg.get(name) is not None:
+            check_types({name: cfg[name]}, cfg.get('default_scope', 'mmengine'))
+            check_data(cfg[name].dataset, f'{name}.dataset', head_classes(cfg.model))
+    model = MODELS.build(cfg.model)
+    check_fit(model, read_tensors(args.checkpoint), args.checkpoint, exact=True)  # loads it too
+    token_dispatchers(model)
+    return cfg, model
+
+
+def write(model: nn.Module, checkpoint: str, out: Path) -> None:
+    """The checkpoint, with the thresholds of the model."""
+    content = read_checkpoint(checkpoint) | dict(state_dict=read_tensors(checkpoint))
+    for name, dispatcher in token_dispatchers(model).items():
+        content['state_dict'][f'{name}.dispatcher.threshold'] = dispatcher.threshold.cpu()
+    torch.save(content, out)
+
+
+def report(found: dict[str, Calibrated], target_rate: float) -> str:
+    """A table for people."""
+    width = max(map(len, found))
+    lines = [f'{"branch":<{width}}{"threshold":>12}{"rate":>8}']
+    lines += [f'{name:<{width}}{branch.threshold:>12.4f}{branch.rate:>8.3f}' for name, branch in found.items()]
+    return '\n'.join([*lines, '', sentence(found, target_rate).capitalize()])
+
+
+def main() -> None:
+    """Check everything the user typed, then calibrate, write and print."""
+    args = parse_args()
+    with preflight.clean_exit():
+        cfg, model = load(args)
+        rate = wanted_rate(model, args.target_rate)
+        loaders = [cfg.get(name) and Runner.build_dataloader(cfg[name]) for name in LOADERS]
+        found = calibrate_host(model.to(get_device()), *loaders, rate, args.rule, args.batches)
+        write(model, args.checkpoint, args.out)
+    print(report(found, rate))
+    print(f'Wrote {args.out}.')
+
+
+if __name__ == '__main__':
+    main()

@@ -47,8 +47,8 @@ def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:
     return torch.sigmoid((logits + gumbel - gumbel2) / tau)  # eq. (4)
 
 
-def straight_through(score: Tensor) -> Tensor:
-    """Hard mask ``score > 0.5`` with the gradient of ``score``, eq. (5).
+def straight_through(score: Tensor, hard: Tensor | None = None) -> Tensor:
+    """Hard mask with the gradient of ``score``, eq. (5); the mask is ``score > 0.5`` unless it is given.
 
     ``score - score.detach()`` is exactly zero, so the mask is exactly 0 or 1 in any precision.
 
@@ -58,7 +58,8 @@ def straight_through(score: Tensor) -> Tensor:
     Shape:
         Same as ``score``.
     """
-    hard = (score > 0.5).to(score.dtype)
+    if hard is None:
+        hard = (score > 0.5).to(score.dtype)
     return hard + (score - score.detach())
 
 
@@ -84,8 +85,8 @@ class TokenDispatcher(nn.Module):
 
     Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > threshold``. The
     buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it; training does not
-    read it. The score is computed in fp32 under any autocast. Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to
-    (5).
+    read it, unless without noise. The score is computed in fp32 under any autocast. Source: Dynamic Tuning (arXiv
+    2403.11808), eqs. (3) to (5).
 
     Args:
         dim: Token width C.
@@ -94,6 +95,8 @@ class TokenDispatcher(nn.Module):
         initial_rate: Chance that a token with a score of 0 is active at the start, in (0, 1): sets the bias. 0.5 is the
             paper's. A high one starts from the pre-trained network, nearly complete, and lets the rate loss close it.
             # differs from paper: opt-in.
+        noise: Whether training samples. Without noise it decides as inference does, with the gradient of
+            ``sigmoid((logit - threshold) / tau)``.  # differs from paper: opt-in.
 
     Shape:
         (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1).
@@ -102,7 +105,9 @@ class TokenDispatcher(nn.Module):
         ValueError: If an argument is out of range.
     """
 
-    def __init__(self, dim: int, num_prefix_tokens: int = 1, tau: float = 5.0, initial_rate: float = 0.5):
+    def __init__(
+        self, dim: int, num_prefix_tokens: int = 1, tau: float = 5.0, initial_rate: float = 0.5, noise: bool = True
+    ):
         super().__init__()
         if dim < 1:
             raise ValueError(f'dim must be at least 1, got {dim}.')
@@ -115,6 +120,7 @@ class TokenDispatcher(nn.Module):
         self.num_prefix_tokens = num_prefix_tokens
         self.tau = tau
         self.initial_rate = initial_rate
+        self.noise = noise
         self.gate = nn.Linear(dim, 1)
         self.register_buffer('threshold', torch.zeros(()))  # logit units
         self.reset_parameters()
@@ -148,10 +154,12 @@ class TokenDispatcher(nn.Module):
     def forward(self, x: Tensor) -> Dispatch:
         """Decide for every token of ``x`` whether it runs the branch."""
         logits = self.score(x)
-        if self.training:
+        if self.training and self.noise:
             mask = straight_through(gumbel_sigmoid(logits, self.tau))  # eqs. (4), (5)
         else:
             mask = hard_mask(logits, self.threshold)  # eq. (3)
+            if self.training:
+                mask = straight_through(torch.sigmoid((logits - self.threshold) / self.tau), mask)
         mask = F.pad(mask, (0, 0, self.num_prefix_tokens, 0), value=1.0)  # CLS always active
         return Dispatch(mask, logits, self.num_prefix_tokens)
 

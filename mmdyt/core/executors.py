@@ -34,14 +34,17 @@ def split(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     """As :func:`masked`, for less: no gradient flows through the branch at inactive tokens, so none is prepared.
 
     Their update is multiplied by 0, eq. (5): its gradient to the branch and its input is exactly zero, and only its
-    value is needed, for the gradient of the dispatcher. Gradients are those of :func:`masked`, time and memory of the
-    inactive tokens' backward pass are saved. For branches that treat each token on its own (an MLP).
+    value is needed, for the gradient of the dispatcher; where this is not trained either, they do not run at all.
+    Gradients are those of :func:`masked`, time and memory of the inactive tokens are saved. For branches that treat
+    each token on its own (an MLP).
     The arguments are those of :func:`masked`.
     """
     rows = x.flatten(0, 1)
     runs = mask.detach().flatten() > 0
     active, inactive = runs.nonzero().squeeze(1), (~runs).nonzero().squeeze(1)
     update = branch(rows.index_select(0, active).unsqueeze(0), DENSE)
+    if not mask.requires_grad:  # nobody asks what the inactive tokens would have gained
+        return out.flatten(0, 1).index_add(0, active, update.squeeze(0).to(out.dtype)).view(x.shape)
     with torch.no_grad():
         idle = branch(rows.index_select(0, inactive).unsqueeze(0), DENSE)
     order = torch.empty_like(runs, dtype=torch.long)

@@ -2,6 +2,7 @@
 
 from .calibration import CalibrationHook
 from .cpu_amp import CPUAmpOptimWrapper
+from .evidence import EvidenceHook
 from .flops import FLOPsHook
 from .parameters import ParameterReportHook
 from .rng_state import RNGStateHook
@@ -10,6 +11,7 @@ from .tau import TauScheduleHook
 __all__ = [
     'CPUAmpOptimWrapper',
     'CalibrationHook',
+    'EvidenceHook',
     'FLOPsHook',
     'ParameterReportHook',
     'RNGStateHook',

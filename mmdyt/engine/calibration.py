@@ -63,12 +63,12 @@ def calibrate_host(
     Returns:
         As of :func:`mmdyt.core.calibrate.calibrate`.
     """
-    with _seeded():
-        batches = [part for batch in _batches(train, val, num_batches) for part in _equal_sizes(batch)]
+    with seeded():
+        batches = [part for batch in some_batches(train, val, num_batches) for part in _equal_sizes(batch)]
         return calibrate(host, [partial(host.test_step, batch) for batch in batches], target_rate, rule)
 
 
-def _batches(train: DataLoader, val: DataLoader | None, num_batches: int) -> list[dict]:
+def some_batches(train: DataLoader, val: DataLoader | None, num_batches: int) -> list[dict]:
     """Batches of a fixed random choice of images; samplers and workers of the run are left alone."""
     dataset, like = train.dataset, train
     if val is not None and hasattr(dataset, 'pipeline') and hasattr(val.dataset, 'pipeline'):
@@ -95,7 +95,7 @@ def _equal_sizes(batch: dict) -> list[dict]:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def seeded() -> Iterator[None]:
     """Within the context random numbers start anew, always alike; afterwards they go on as before."""
     states = get_random_states()
     try:
@@ -143,12 +143,13 @@ class CalibrationHook(Hook):
                 'custom_hooks must hold mmdyt.CalibrationHook or EMAHook, got both. Calibrate the averaged checkpoint '
                 'with tools/calibrate.py.'
             )
-        host = _host(runner)
+        host = unwrapped(runner.model)
         wanted_rate(host, self.target_rate)
         dispatchers = token_dispatchers(host).values()
         if _unfinished(runner):
             for dispatcher in dispatchers:
-                dispatcher.threshold.zero_()
+                if dispatcher.noise:  # without, training reads them
+                    dispatcher.threshold.zero_()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Calibrate after the last iteration."""
@@ -166,7 +167,7 @@ class CalibrationHook(Hook):
 
     def _calibrate(self, runner) -> None:
         """Set the same thresholds in all processes, and log what they give."""
-        host = _host(runner)
+        host = unwrapped(runner.model)
         rate = wanted_rate(host, self.target_rate)
         if is_main_process():
             val = None if runner.val_loop is None else runner.val_loop.dataloader
@@ -176,9 +177,9 @@ class CalibrationHook(Hook):
             broadcast(dispatcher.threshold)
 
 
-def _host(runner) -> nn.Module:
-    """The runner's model, out of its wrapper."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The host model, out of the wrapper of distributed training."""
+    return model.module if is_model_wrapper(model) else model
 
 
 def _unfinished(runner) -> bool:

@@ -226,8 +226,27 @@ def test_split_keeps_no_activations_of_inactive_tokens():
     mlp, x = make_mlp(), torch.randn(2, 13, 16, requires_grad=True)
     rows = []
     mlp[1].register_forward_hook(lambda module, args, output: rows.append((output.shape[1], output.requires_grad)))
-    split(mlp, x, x, masks(2, 13)['one'])
+    split(mlp, x, x, masks(2, 13)['one'].requires_grad_())
     assert rows == [(3, True), (23, False)]
+
+
+@pytest.mark.parametrize('active', ['none', 'one', 'some', 'all'])
+def test_split_runs_no_inactive_token_where_the_mask_is_not_learnt(active):
+    torch.manual_seed(0)
+    mlp, mask = make_mlp().double(), masks(3, 13)[active].double()
+    rows = []
+    handle = mlp[1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    x, out = torch.randn(2, 3, 13, 16, dtype=torch.float64, requires_grad=True)
+    found = split(mlp, x, out, mask)
+    assert rows == [mask.sum().item()]
+    handle.remove()
+    expected = masked(mlp, x, out, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    tuned = [x, out, *mlp.parameters()]
+    for g, e in zip(
+        torch.autograd.grad((found**2).sum(), tuned), torch.autograd.grad((expected**2).sum(), tuned), strict=True
+    ):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['masked', 'packed'])

@@ -227,3 +227,25 @@ def test_thresholds_need_no_memory_on_the_meta_device():
         dispatcher = TokenDispatcher(8).eval()
     assert dispatcher.threshold.is_meta
     assert hard_mask(torch.empty(2, 5, 1, device='meta'), dispatcher.threshold).shape == (2, 5, 1)
+
+
+@pytest.mark.parametrize('kind', [TokenDispatcher, SampleDispatcher])
+def test_without_noise_training_decides_as_inference_does(kind):
+    torch.manual_seed(0)
+    dispatcher, x = kind(8, noise=False, tau=2.0), torch.randn(64, 20, 8)
+    dispatcher.threshold.fill_(0.01)
+    trained = dispatcher(x)
+    assert torch.equal(trained.mask, dispatcher.eval()(x).mask)
+    assert 0 < trained.patch_mask.mean() < 1
+    (slope,) = torch.autograd.grad(trained.patch_mask.sum(), dispatcher.gate.bias)
+    score = torch.sigmoid((trained.logits - 0.01) / 2.0)
+    torch.testing.assert_close(slope, (score * (1 - score) / 2.0).sum()[None])
+
+
+def test_an_open_dispatcher_without_noise_trains_with_all_tokens():
+    dispatcher, x = TokenDispatcher(8, noise=False), torch.randn(4, 20, 8)
+    dispatcher.threshold.fill_(-torch.inf)
+    dispatch = dispatcher(x)
+    assert dispatch.mask.min() == 1
+    (slope,) = torch.autograd.grad(dispatch.mask.sum(), dispatch.logits)
+    assert not slope.any()

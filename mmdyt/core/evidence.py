@@ -1,0 +1,146 @@
+"""Dispatchers fitted in closed form to what it costs to skip a token.
+
+B images, N tokens, C width, M tokens of a batch. The update of a token in one branch enters the residual stream times
+its mask, ``x + m * branch(x)``. So the derivative of the loss by ``m`` tells, to first order, how the loss changes when
+the token skips: its *evidence*. A gate that predicts the logarithm of its size from the token, as the dispatcher reads
+it, gives logits that mean the same in every branch, and one threshold for all of them spends a budget where it matters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .branch import dynamic_branches
+from .calibrate import token_dispatchers
+from .dispatcher import Dispatch, TokenDispatcher
+
+SCALE = 1024.0  # of the loss, so that half precision keeps small derivatives; evidence is relative
+FLOOR = 1e-6  # of the mean evidence of an image: the logarithm of less says nothing
+
+Losses = Sequence[Callable[[], Tensor]]
+
+
+class _Moments:
+    """Sums from which a ridge regression follows; they take C x C numbers, however many tokens they saw."""
+
+    def __init__(self, dim: int, device: torch.device):
+        self.count = 0
+        self.sums = torch.zeros(dim + 1, dtype=torch.float64, device=device)  # of inputs and outcome
+        self.products = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
+
+    def add(self, inputs: Tensor, outcomes: Tensor) -> None:
+        """Take in inputs (M, C) and their outcomes (M,)."""
+        rows = torch.cat([inputs, outcomes[:, None]], dim=1).double()
+        self.count += len(rows)
+        self.sums += rows.sum(0)
+        self.products += rows.T @ rows
+
+    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
+        """Weights (C,), bias, and the share of the outcomes' variance that they explain."""
+        mean = self.sums / self.count
+        covariance = self.products / self.count - mean.outer(mean)
+        inputs, cross, variance = covariance[:-1, :-1], covariance[:-1, -1], covariance[-1, -1]
+        damped = inputs + ridge * inputs.diagonal().mean() * torch.eye(len(inputs), dtype=inputs.dtype).to(inputs)
+        weight = torch.linalg.solve(damped, cross)
+        explained = (2 * weight @ cross - weight @ inputs @ weight) / variance if variance > 0 else variance
+        return weight, mean[-1] - weight @ mean[:-1], explained.item()
+
+
+def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> dict[str, float]:
+    """Set the gates of a model such that their logits predict the log evidence of each token.
+
+    Evidence is the absolute derivative of the loss by the token's mask, in units of the image's mean over all its
+    tokens and branches: images that are easy, or learnt by heart, have small derivatives and would say nothing
+    otherwise. The gates are linear, so the fit is a ridge regression in closed form: no step of training, no learning
+    rate. Thresholds are not touched; :func:`mmdyt.core.calibrate.calibrate` with the rule ``global`` sets them.
+
+    Source: the importance of first order of Molchanov et al. (Importance Estimation for Neural Network Pruning, CVPR
+    2019), of a token's update instead of a weight.  # differs from paper: dispatchers are not trained.
+
+    Args:
+        model: Runs in eval mode, with the masks that it has; inactive tokens have evidence too.
+        losses: Each returns a scalar loss of some images.
+        ridge: Weight of the squared norm of the gate, in units of the mean variance of its inputs, > 0.
+
+    Returns:
+        The share of the variance of the log evidence that the fit explains, by branch name, of branches that patch
+        tokens reached.
+
+    Raises:
+        ValueError: If the model has no :class:`~mmdyt.core.dispatcher.TokenDispatcher`, there is no loss, or one does
+            not depend on the dispatched branches.
+    """
+    dispatchers = token_dispatchers(model)
+    if not losses:
+        raise ValueError('losses must hold at least one loss, got none.')
+    moments: dict[str, _Moments] = {}
+    training = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for loss in losses:
+            for name, (inputs, outcomes) in _log_evidence(model, dispatchers, loss).items():
+                found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
+                found.add(inputs, outcomes)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    explained = {}
+    with torch.no_grad():
+        for name, found in moments.items():
+            weight, bias, explained[name] = found.solve(ridge)
+            dispatchers[name].gate.weight.copy_(weight[None])
+            dispatchers[name].gate.bias.copy_(bias[None])
+    return explained
+
+
+def _log_evidence(
+    model: nn.Module, dispatchers: dict[str, TokenDispatcher], loss: Callable[[], Tensor]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Inputs of the gates (M, C) and log evidence (M,) of one batch, by branch name."""
+    with torch.enable_grad(), _differentiable_masks(model) as seen:
+        value = loss() * SCALE
+        masks = {name: mask for name, (_, mask) in seen.items() if name in dispatchers and mask.shape[1]}
+        if not (value.requires_grad and masks):
+            raise ValueError('losses must depend on the dispatched branches of the model, got one that does not.')
+        gradients = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
+    evidence = {
+        name: torch.zeros_like(mask) if gradient is None else gradient.abs()
+        for (name, mask), gradient in zip(masks.items(), gradients, strict=True)
+    }
+    evidence = {name: values[:, dispatchers[name].num_prefix_tokens :, 0] for name, values in evidence.items()}
+    evidence = {name: values for name, values in evidence.items() if values.numel()}
+    mean = torch.stack([values.mean(1) for values in evidence.values()]).mean(0)[:, None]  # (B, 1)
+    logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
+    inputs = {name: seen[name][0][:, dispatchers[name].num_prefix_tokens :].flatten(0, 1) for name in logs}
+    finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence
+    return {name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]]) for name in logs}
+
+
+@contextmanager
+def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Within the context the masks of all dispatchers are leaves of the graph, whose derivative can be asked for.
+
+    Yields:
+        Input (B, N, C) of each dispatcher and its mask (B, N, 1), by branch name, as the model runs.
+    """
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    handles = []
+
+    def watch(name: str, dispatcher: nn.Module) -> None:
+        def replace(module: nn.Module, args: tuple[Tensor], dispatch: Dispatch) -> Dispatch:
+            mask = dispatch.mask.detach().requires_grad_()
+            seen[name] = args[0].detach().float(), mask
+            return dispatch._replace(mask=mask)
+
+        handles.append(dispatcher.register_forward_hook(replace))
+
+    for name, branch in dynamic_branches(model).items():
+        watch(name, branch.dispatcher)
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,136 @@
+"""Train with all tokens, fit the dispatchers to what skipping costs, then close them to the target rate."""
+
+import math
+from contextlib import ExitStack
+from functools import partial
+
+import torch
+import torch.nn as nn
+from mmengine.dist import all_reduce, broadcast, is_main_process
+from mmengine.hooks import Hook
+
+from mmdyt.core.branch import record_dispatch
+from mmdyt.core.calibrate import threshold_for, token_dispatchers
+from mmdyt.core.evidence import fit_dispatchers
+from mmdyt.registry import HOOKS
+
+from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
+
+
+def scheduled_rate(progress: float, begin: float, end: float, target_rate: float) -> float:
+    """Activation rate at a training progress in [0, 1]: 1 up to ``begin``, linear, and the target from ``end``."""
+    if progress >= end:
+        return target_rate
+    return 1 - (1 - target_rate) * max(progress - begin, 0) / (end - begin)
+
+
+@HOOKS.register_module()
+class EvidenceHook(Hook):
+    """Rate-exact training in three stages, with one forward pass a step.
+
+    1. Up to ``begin`` every token is active: the plain adapter is trained.
+    2. The gates are fitted in closed form (:func:`mmdyt.core.evidence.fit_dispatchers`) on a few batches of training
+       images, and from there to ``end`` the activation rate falls in a straight line from 1 to the target rate.
+    3. At the target rate the rest of training runs as inference does.
+
+    One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
+    random, and no loss is needed that asks for the rate, so ``target_rate`` of the model wants ``rate_weight=0``,
+    its dispatchers ``noise=False``, and ``tuned=('adapter', )`` leaves the gates as they are fitted. Everything that a
+    resumed run needs is in the checkpoint.  # differs from paper: opt-in.
+
+    Args:
+        begin: Where stage 1 ends, as a fraction of training, in [0, 1).
+        end: Where stage 2 ends, in [begin, 1].
+        target_rate: Wanted activation rate, in (0, 1]; None is the model's.
+        num_batches: Batches of training images that the gates are fitted on, >= 1. They stay in memory meanwhile.
+
+    Raises:
+        ValueError: If an argument is out of range, or, before training, if the model has no dispatchers, or such that
+            sample their masks, or a rate loss.
+    """
+
+    priority = 'LOW'  # after whatever changes the model, before CheckpointHook
+
+    def __init__(self, begin: float = 0.5, end: float = 0.75, target_rate: float | None = None, num_batches: int = 8):
+        if not 0 <= begin < 1:
+            raise ValueError(f'begin must lie in [0, 1), got {begin}.')
+        if not begin <= end <= 1:
+            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
+        if target_rate is not None and not 0 < target_rate <= 1:
+            raise ValueError(f'target_rate must lie in (0, 1], got {target_rate}. Rates are fractions, not percent.')
+        check_batches(num_batches)
+        self.begin = begin
+        self.end = end
+        self.target_rate = target_rate
+        self.num_batches = num_batches
+        self._open = ExitStack()
+
+    def before_train(self, runner) -> None:
+        """Refuse a model that cannot be trained so; open all dispatchers of a new run."""
+        host = unwrapped(runner.model)
+        wanted_rate(host, self.target_rate)
+        for name, dispatcher in token_dispatchers(host).items():
+            if dispatcher.noise:
+                raise ValueError(f'{name}.dispatcher must not sample with mmdyt.EvidenceHook, got noise=True.')
+        if getattr(host, 'rate_weight', 0):
+            raise ValueError(f'rate_weight must be 0 with mmdyt.EvidenceHook, got {host.rate_weight}.')
+        if runner.iter <= self._first(runner):
+            self._set(host, -math.inf)
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        """Fit the gates where stage 2 begins; watch the logits from there."""
+        if runner.iter < self._first(runner):
+            return
+        host = unwrapped(runner.model)
+        if runner.iter == self._first(runner):
+            self._fit(runner, host)
+        self._record = self._open.enter_context(record_dispatch(host))
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Move the threshold to where the next step's rate asks for it."""
+        if runner.iter < self._first(runner):
+            return
+        dispatches = self._record.flat()
+        self._open.close()
+        host = unwrapped(runner.model)
+        rate = scheduled_rate(
+            (runner.iter + 1) / runner.max_iters, self.begin, self.end, wanted_rate(host, self.target_rate)
+        )
+        logits = torch.cat(
+            [dispatch.logits.detach().flatten() for dispatch in dispatches if dispatch.logits is not None]
+        )
+        threshold = torch.tensor(threshold_for(logits, rate), device=logits.device)
+        all_reduce(threshold, 'mean')
+        self._set(host, threshold.item())
+        runner.message_hub.update_scalar('train/scheduled_rate', rate)
+
+    def _first(self, runner) -> int:
+        """The iteration in which stage 2 begins."""
+        return round(self.begin * runner.max_iters)
+
+    def _fit(self, runner, host: nn.Module) -> None:
+        """Fit the gates, alike in all processes, and log what they explain."""
+        dispatchers = token_dispatchers(host)
+        if is_main_process():
+            with seeded():
+                batches = some_batches(runner.train_dataloader, None, self.num_batches)
+                losses = [partial(_loss, runner, host, batch) for batch in batches]
+                explained = fit_dispatchers(host, losses)
+            shares = ' '.join(f'{share:.2f}' for share in explained.values())
+            runner.logger.info(f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.')
+        for dispatcher in dispatchers.values():
+            for parameter in dispatcher.gate.parameters():
+                broadcast(parameter.data)
+
+    def _set(self, host: nn.Module, threshold: float) -> None:
+        """The same threshold for all branches."""
+        for dispatcher in token_dispatchers(host).values():
+            dispatcher.threshold.fill_(threshold)
+
+
+def _loss(runner, host: nn.Module, batch: dict) -> torch.Tensor:
+    """The training loss of a batch, in the precision of training."""
+    with runner.optim_wrapper.optim_context(host):
+        data = host.data_preprocessor(batch, True)
+        losses = host(**data, mode='loss')
+    return host.parse_losses(losses)[0]

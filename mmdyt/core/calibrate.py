@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .branch import dynamic_branches, record_dispatch
 from .dispatcher import TokenDispatcher
+from .losses import check_rate
 
 RULES = ('rate_matched', 'uniform', 'global')
 TOLERANCE = 1e-3  # of the rate, where it is searched over whole forward passes
@@ -43,8 +44,7 @@ def check_rule(rule: str, target_rate: float) -> None:
     """
     if rule not in RULES:
         raise ValueError(f'rule must be one of {list(RULES)}, got {rule!r}.')
-    if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
-        raise ValueError(f'target_rate must lie in (0, 1], got {target_rate!r}. Rates are fractions, not percent.')
+    check_rate(target_rate)
 
 
 def token_dispatchers(model: nn.Module) -> dict[str, TokenDispatcher]:

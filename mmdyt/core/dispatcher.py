@@ -84,9 +84,9 @@ class TokenDispatcher(nn.Module):
     """One linear score per patch token; prefix tokens are always active.
 
     Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > threshold``. The
-    buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it; training does not
-    read it, unless without noise. The score is computed in fp32 under any autocast. Source: Dynamic Tuning (arXiv
-    2403.11808), eqs. (3) to (5).
+    buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it. Training with noise
+    does not read it and makes it 0 again, since it belonged to scores that change. The score is computed in fp32 under
+    any autocast. Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to (5).
 
     Args:
         dim: Token width C.
@@ -155,6 +155,8 @@ class TokenDispatcher(nn.Module):
         """Decide for every token of ``x`` whether it runs the branch."""
         logits = self.score(x)
         if self.training and self.noise:
+            if torch.is_grad_enabled():
+                self.threshold.zero_()
             mask = straight_through(gumbel_sigmoid(logits, self.tau))  # eqs. (4), (5)
         else:
             mask = hard_mask(logits, self.threshold)  # eq. (3)

@@ -36,6 +36,16 @@ def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
     return total[0] / total[1] + (active - active.detach()) * dist.get_world_size() / total[1]
 
 
+def check_rate(target_rate: float) -> None:
+    """Refuse an activation rate that is none.
+
+    Raises:
+        ValueError: If it is out of (0, 1].
+    """
+    if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
+        raise ValueError(f'target_rate must lie in (0, 1], got {target_rate!r}. Rates are fractions, not percent.')
+
+
 def rate_loss(rate: Tensor, target_rate: float) -> Tensor:
     """Squared distance of the activation rate from its target: one global budget, not one per layer.
 

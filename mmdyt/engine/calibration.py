@@ -82,7 +82,13 @@ def some_batches(train: DataLoader, val: DataLoader | None, num_batches: int) ->
         num_workers=like.num_workers,
         collate_fn=like.collate_fn,
     )
-    return list(loader)
+    batches = list(loader)
+    if not isinstance(batches[0], dict):
+        raise ValueError(
+            f'train_dataloader.dataset must give one sample at a time, got a {type(dataset).__name__}, whose batches '
+            f'are of type {type(batches[0]).__name__}.'
+        )
+    return batches
 
 
 def _equal_sizes(batch: dict) -> list[dict]:
@@ -124,7 +130,8 @@ class CalibrationHook(Hook):
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no thresholds or no target
-            rate, or the weights that will be tested are not those that are trained (``EMAHook``).
+            rate, no training image can be read, or the weights that will be tested are not those that are trained
+            (``EMAHook``).
     """
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
@@ -137,7 +144,7 @@ class CalibrationHook(Hook):
         self.num_batches = num_batches
 
     def before_train(self, runner) -> None:
-        """Refuse what cannot be calibrated; forget the thresholds of weights that will change."""
+        """Refuse what cannot be calibrated, images included."""
         if any(isinstance(hook, EMAHook) for hook in runner.hooks):
             raise ValueError(
                 'custom_hooks must hold mmdyt.CalibrationHook or EMAHook, got both. Calibrate the averaged checkpoint '
@@ -145,11 +152,9 @@ class CalibrationHook(Hook):
             )
         host = unwrapped(runner.model)
         wanted_rate(host, self.target_rate)
-        dispatchers = token_dispatchers(host).values()
-        if _unfinished(runner):
-            for dispatcher in dispatchers:
-                if dispatcher.noise:  # without, training reads them
-                    dispatcher.threshold.zero_()
+        token_dispatchers(host)
+        with seeded():
+            some_batches(runner.train_dataloader, _val_dataloader(runner), 1)  # better now than after the last step
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Calibrate after the last iteration."""
@@ -166,20 +171,35 @@ class CalibrationHook(Hook):
             runner.logger.warning('Training stopped early, without calibration. Calibrate with tools/calibrate.py.')
 
     def _calibrate(self, runner) -> None:
-        """Set the same thresholds in all processes, and log what they give."""
+        """Set the same thresholds in all processes, and log what they give; whatever goes wrong, training is kept."""
         host = unwrapped(runner.model)
         rate = wanted_rate(host, self.target_rate)
+        thresholds = [dispatcher.threshold for dispatcher in token_dispatchers(host).values()]
         if is_main_process():
-            val = None if runner.val_loop is None else runner.val_loop.dataloader
-            found = calibrate_host(host, runner.train_dataloader, val, rate, self.rule, self.num_batches)
-            runner.logger.info(f'Calibrated thresholds ({self.rule}): {sentence(found, rate)}')
-        for dispatcher in token_dispatchers(host).values():
-            broadcast(dispatcher.threshold)
+            before = [threshold.clone() for threshold in thresholds]
+            val = _val_dataloader(runner)
+            try:
+                found = calibrate_host(host, runner.train_dataloader, val, rate, self.rule, self.num_batches)
+                runner.logger.info(f'Calibrated thresholds ({self.rule}): {sentence(found, rate)}')
+            except Exception as error:  # the weights are not saved yet
+                for threshold, value in zip(thresholds, before, strict=True):
+                    threshold.copy_(value)
+                runner.logger.error(
+                    f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do it '
+                    'with tools/calibrate.py.'
+                )
+        for threshold in thresholds:
+            broadcast(threshold)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The host model, out of the wrapper of distributed training."""
     return model.module if is_model_wrapper(model) else model
+
+
+def _val_dataloader(runner) -> DataLoader | None:
+    """The validation's, where there is one."""
+    return None if runner.val_loop is None else runner.val_loop.dataloader
 
 
 def _unfinished(runner) -> bool:

@@ -6,12 +6,13 @@ from functools import partial
 
 import torch
 import torch.nn as nn
-from mmengine.dist import all_reduce, broadcast, is_main_process
+from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import Hook
 
 from mmdyt.core.branch import record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
 from mmdyt.core.evidence import fit_dispatchers
+from mmdyt.core.losses import check_rate
 from mmdyt.registry import HOOKS
 
 from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
@@ -56,8 +57,8 @@ class EvidenceHook(Hook):
             raise ValueError(f'begin must lie in [0, 1), got {begin}.')
         if not begin <= end <= 1:
             raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
-        if target_rate is not None and not 0 < target_rate <= 1:
-            raise ValueError(f'target_rate must lie in (0, 1], got {target_rate}. Rates are fractions, not percent.')
+        if target_rate is not None:
+            check_rate(target_rate)
         check_batches(num_batches)
         self.begin = begin
         self.end = end
@@ -90,15 +91,12 @@ class EvidenceHook(Hook):
         """Move the threshold to where the next step's rate asks for it."""
         if runner.iter < self._first(runner):
             return
-        dispatches = self._record.flat()
-        self._open.close()
         host = unwrapped(runner.model)
-        rate = scheduled_rate(
-            (runner.iter + 1) / runner.max_iters, self.begin, self.end, wanted_rate(host, self.target_rate)
-        )
-        logits = torch.cat(
-            [dispatch.logits.detach().flatten() for dispatch in dispatches if dispatch.logits is not None]
-        )
+        logits = [d.logits.detach().flatten() for d in self._record.flat() if d.logits is not None]
+        self._open.close()
+        progress = (runner.iter + 1) / runner.max_iters  # of the next step
+        rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, self.target_rate))
+        logits = torch.cat(logits)
         threshold = torch.tensor(threshold_for(logits, rate), device=logits.device)
         all_reduce(threshold, 'mean')
         self._set(host, threshold.item())
@@ -110,17 +108,15 @@ class EvidenceHook(Hook):
 
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""
-        dispatchers = token_dispatchers(host)
-        if is_main_process():
-            with seeded():
-                batches = some_batches(runner.train_dataloader, None, self.num_batches)
-                losses = [partial(_loss, runner, host, batch) for batch in batches]
-                explained = fit_dispatchers(host, losses)
-            shares = ' '.join(f'{share:.2f}' for share in explained.values())
-            runner.logger.info(f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.')
-        for dispatcher in dispatchers.values():
+        with seeded():
+            # all processes take the same batches: the losses of a host may wait for each other
+            batches = some_batches(runner.train_dataloader, None, self.num_batches)
+            explained = fit_dispatchers(host, [partial(_loss, runner, host, batch) for batch in batches])
+        for dispatcher in token_dispatchers(host).values():
             for parameter in dispatcher.gate.parameters():
                 broadcast(parameter.data)
+        shares = ' '.join(f'{share:.2f}' for share in explained.values())
+        runner.logger.info(f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.')
 
     def _set(self, host: nn.Module, threshold: float) -> None:
         """The same threshold for all branches."""

@@ -115,6 +115,19 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     cfg.visualizer.save_dir = folder
 
 
+def dump_predictions(cfg: Config, file: str) -> None:
+    """Let the test write all its predictions into a pickle.
+
+    Raises:
+        ValueError: If the file's name does not end with ``.pkl`` or ``.pickle``, or its folder is missing.
+    """
+    if not file.endswith(('.pkl', '.pickle')) or not Path(file).resolve().parent.is_dir():
+        raise ValueError(f'--dump must name a .pkl file in an existing folder, got {file}.')
+    evaluator = cfg.get('test_evaluator') or []
+    metrics = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=file)]
+
+
 def check(cfg: Config, loops: tuple[str, ...]) -> None:
     """Refuse a config that cannot run, before anything is written.
 
@@ -158,6 +171,11 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
 
 def _check_complete(cfg: Config, loops: tuple[str, ...]) -> None:
     """Refuse a config without a model, or without what a loop that must run needs."""
+    if 'train' in loops and cfg.get('activation_checkpointing'):
+        raise ValueError(
+            f'activation_checkpointing must not be set, got {cfg.activation_checkpointing}. It drops the gradients of '
+            'adapters and dispatchers in a frozen base, without a word.'
+        )
     needed = ['model'] + ['optim_wrapper'] * ('train' in loops)
     for loop in loops:
         parts = [f'{loop}_{part}' for part in PARTS if (loop, part) != ('train', 'evaluator')]

@@ -54,6 +54,11 @@ class ClipNeck(BaseModule):
         for name, part in dict(adapter=adapter, aggregator=aggregator).items():
             if not (part is None or isinstance(part, Mapping)):
                 raise ValueError(f'{name} must be a config or None, got {part!r}.')
+        if adapter and adapter.get('frames_per_clip', 1) != 1:
+            raise ValueError(
+                f'frames_per_clip must be 1 in the adapter of a ClipNeck, whose routing decides, got '
+                f'{adapter["frames_per_clip"]}.'
+            )
         width = dict(dim=in_channels)
         self.in_channels = in_channels
         self.routing = routing

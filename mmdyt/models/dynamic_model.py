@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
-from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
+from mmdyt.core.losses import activation_rate, check_rate, distillation_loss, rate_loss
 
 
 class DynamicModel:
@@ -43,8 +43,7 @@ class DynamicModel:
         distill_weight: float = 0.0,
         **host,
     ):
-        if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
-            raise ValueError(f'target_rate must lie in (0, 1], got {target_rate}. Rates are fractions, not percent.')
+        check_rate(target_rate)
         weights = dict(rate_weight=rate_weight, complete_weight=complete_weight, distill_weight=distill_weight)
         for name, weight in weights.items():
             if not (isinstance(weight, int | float) and 0 <= weight < math.inf):

@@ -1,5 +1,7 @@
 """Dynamic Tuning in mmaction2. B samples of M views (clips of T frames each), V = B x M."""
 
+from inspect import signature
+
 import torch
 from mmaction.models import Recognizer3D
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ __all__ = ['ClipNeck', 'DyTRecognizer']
 
 def _single_precision(head: nn.Module, args: tuple, scores: Tensor) -> Tensor:
     """mmaction2's heads hand scores to NumPy, which knows no bfloat16."""
-    return scores.float()
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 @MODELS.register_module()
@@ -34,11 +36,13 @@ class DyTRecognizer(DynamicModel, Recognizer3D):
         Inputs (B, M, C, T, H, W), as ``FormatShape(input_format='NCTHW')`` packs them.
 
     Raises:
-        ValueError: If an argument is out of range, or the head's classes do not exclude each other.
+        ValueError: If an argument is out of range, the head is missing or one of 2D recognizers, or its classes do not
+            exclude each other.
     """
 
     def __init__(self, *, complete_weight: float = 1.0, distill_weight: float = 1.0, **host):
         super().__init__(complete_weight=complete_weight, distill_weight=distill_weight, **host)
+        self._check_head()
         self.cls_head.register_forward_hook(_single_precision)
         levels = getattr(self.backbone, 'out_indices', [None])
         if len(levels) != 1:
@@ -51,9 +55,22 @@ class DyTRecognizer(DynamicModel, Recognizer3D):
                 f'distill_weight must be 0 with a head of multi_class=True, got {distill_weight}. The distillation is '
                 'between classes that exclude each other.'
             )
-        views = (self.test_cfg or {}).get('max_testing_views')
+        test_cfg = self.test_cfg or {}
+        if test_cfg.get('fcn_test'):
+            raise ValueError(f'fcn_test must be False in test_cfg, got {test_cfg["fcn_test"]}. ViTs have no such test.')
+        views = test_cfg.get('max_testing_views')
         if not (views is None or isinstance(views, int) and not isinstance(views, bool) and views >= 1):
             raise ValueError(f'max_testing_views must be a positive integer in test_cfg, got {views!r}.')
+
+    def _check_head(self) -> None:
+        """Refuse what cannot read the features of a clip."""
+        if not self.with_cls_head:
+            raise ValueError('cls_head must be a head of mmaction2, got none.')
+        wanted = signature(self.cls_head.forward).parameters.get('num_segs')
+        if wanted is not None and wanted.default is wanted.empty:
+            raise ValueError(
+                f'cls_head must be a head of 3D recognizers, got {type(self.cls_head).__name__}, which wants num_segs.'
+            )
 
     def logits_module(self) -> nn.Module:
         """The head: its output are the class scores."""

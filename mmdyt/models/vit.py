@@ -75,7 +75,7 @@ class DyTVisionTransformer(VisionTransformer):
         (B, C, T, 1, 1) where a frame has one feature.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or clips have not the frames that a ``MoEAdapter`` mixes.
     """
 
     def __init__(
@@ -180,6 +180,9 @@ class DyTVisionTransformer(VisionTransformer):
         """Features of images, or of clips: their frames are folded into the batch."""
         if x.dim() != 5:
             return super().forward(x)
+        mixed = {m.frames_per_clip for m in self.modules() if isinstance(m, MoEAdapter)}
+        if not mixed <= {1, x.shape[2]}:
+            raise ValueError(f'frames_per_clip must be 1 or the {x.shape[2]} frames of a clip, got {max(mixed)}.')
         features = super().forward(x.transpose(1, 2).flatten(0, 1))
         return tuple(_unfold_frames(level, x.shape[2]) for level in features)
 

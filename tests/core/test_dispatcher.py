@@ -166,6 +166,11 @@ def test_inference_compares_with_the_threshold_and_training_does_not(kind):
     dispatcher.threshold.fill_(100.0)
     torch.manual_seed(1)
     assert torch.equal(dispatcher(x).mask, mask)
+    assert dispatcher.threshold.item() == 0  # it belonged to scores that training changes
+    dispatcher.threshold.fill_(1.0)
+    with torch.no_grad():
+        dispatcher(x)
+    assert dispatcher.threshold.item() == 1
 
 
 def test_thresholds_are_stored_and_not_learnt():

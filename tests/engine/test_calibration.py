@@ -116,7 +116,14 @@ def loader(*shapes: tuple[int, ...], batch_size: int = 4, collate_fn=None) -> Da
 
 def make_runner(model: nn.Module, left: int = 1, hooks=()) -> SimpleNamespace:
     loop = SimpleNamespace(epoch=1 - left, max_epochs=1)
-    return SimpleNamespace(model=model, train_loop=loop, hooks=hooks, logger=logging.getLogger('calibration'))
+    return SimpleNamespace(
+        model=model,
+        train_loop=loop,
+        val_loop=None,
+        hooks=hooks,
+        logger=logging.getLogger('calibration'),
+        train_dataloader=loader((3, 32, 32)),
+    )
 
 
 @pytest.fixture(scope='module')
@@ -170,14 +177,33 @@ def test_a_calibrated_run_that_goes_on_is_calibrated_anew(calibrated, run_tool, 
     assert thresholds(tmp_path / 'resumed' / 'iter_12.pth') == expected and 0.0 not in expected
 
 
-def test_resuming_a_finished_run_keeps_its_thresholds():
+def test_training_that_goes_on_without_the_hook_forgets_the_thresholds(calibrated, run_tool, tiny_config, tmp_path):
+    args = '--work-dir', tmp_path, '--cfg-options', f'load_from={calibrated[0] / "iter_6.pth"}'
+    run_tool('train', tiny_config, *args, 'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1')
+    assert thresholds(tmp_path / 'iter_1.pth') == [0.0] * LAYERS
+
+
+def test_a_calibration_that_fails_loses_neither_training_nor_thresholds(monkeypatch, caplog):
     model, hook = build(CLASSIFIER), CalibrationHook()
     for dispatcher in token_dispatchers(model).values():
         dispatcher.threshold.fill_(2.0)
-    hook.before_train(make_runner(model, left=0))
+
+    def fail(host, *args):
+        next(iter(token_dispatchers(host).values())).threshold.fill_(3.0)
+        raise MemoryError('too large')
+
+    monkeypatch.setattr('mmdyt.engine.calibration.calibrate_host', fail)
+    hook._calibrate(make_runner(model))
     assert [d.threshold.item() for d in token_dispatchers(model).values()] == [2.0] * LAYERS
-    hook.before_train(make_runner(model, left=1))
-    assert [d.threshold.item() for d in token_dispatchers(model).values()] == [0.0] * LAYERS
+    (message,) = caplog.messages
+    assert 'Calibration failed (MemoryError: too large)' in message and 'tools/calibrate.py' in message
+
+
+def test_images_that_cannot_be_read_for_it_are_refused_before_training():
+    hook, runner = CalibrationHook(), make_runner(build(CLASSIFIER))
+    runner.train_dataloader = loader((3, 32, 32), collate_fn=lambda samples: [samples, samples])
+    with pytest.raises(ValueError, match='dataset must give one sample at a time, got a list, whose batches .* list'):
+        hook.before_train(runner)
 
 
 def test_epochs_end_with_a_calibrated_checkpoint(run_tool, ade_root, tmp_path):

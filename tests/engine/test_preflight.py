@@ -88,6 +88,7 @@ def test_missing_config_is_refused_with_near_names(refused, name):
         ('model.target_rate=50', 'target_rate must lie in (0, 1], got 50. Rates are fractions, not percent.'),
         ('model.backbone.adapter.bottleneck=0', 'bottleneck must be a positive integer, got 0'),
         ('model.backbone.arch.num_layers=5', '12 missing, first layers.4.'),
+        ('activation_checkpointing=[backbone.layers.0]', 'activation_checkpointing must not be set, got'),
     ],
 )
 def test_train_refuses(refused, tiny_config, option, expected):
@@ -113,6 +114,8 @@ def test_options_that_the_config_cannot_serve_are_refused(refused, tiny_config, 
     )
     args = 'test', tmp_path / 'plain.py', trained / 'iter_6.pth'
     assert '--tta must find tta_model in the config, got none.' in refused(*args, '--tta')
+    assert '--dump must name a .pkl file' in refused(*args, '--dump', tmp_path / 'scores.json')
+    assert '--dump must name a .pkl file in an existing' in refused(*args, '--dump', tmp_path / 'no' / 'scores.pkl')
     assert '--show-dir must find a visualizer' in refused(*args, '--show-dir', tmp_path / 'show')
     assert "--amp must find optim_wrapper.type 'OptimWrapper'" in refused('train', tmp_path / 'plain.py', '--amp')
 

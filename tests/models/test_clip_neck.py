@@ -88,6 +88,10 @@ def test_a_clip_does_not_depend_on_its_batch_mates(routing):
         (dict(in_channels=0), 'in_channels must be a positive integer, got 0'),
         (dict(routing='view'), r"routing must be one of \['clip', 'frame'\], got 'view'"),
         (dict(adapter='moe'), "adapter must be a config or None, got 'moe'"),
+        (
+            dict(adapter=dict(type='mmdyt.MoEAdapter', frames_per_clip=2)),
+            'frames_per_clip must be 1 in the adapter of a ClipNeck, whose routing decides, got 2',
+        ),
         (dict(aggregator=True), 'aggregator must be a config or None, got True'),
         (dict(aggregator=dict(num_heads=3)), r'num_heads must be a divisor of dim 16, got 3\.'),
     ],

@@ -252,6 +252,12 @@ def test_scores_are_single_precision_under_any_autocast():
         (dict(head=dict(multi_class=True)), 'distill_weight must be 0 with a head of multi_class=True, got 1.0'),
         (dict(test_cfg=dict(max_testing_views=0)), 'max_testing_views must be a positive integer in test_cfg, got 0'),
         (dict(test_cfg=dict(max_testing_views='2')), "max_testing_views must be a positive .*, got '2'"),
+        (dict(test_cfg=dict(fcn_test=True)), 'fcn_test must be False in test_cfg, got True'),
+        (
+            dict(head=dict(type='TSNHead')),
+            'cls_head must be a head of 3D recognizers, got TSNHead, which wants num_segs',
+        ),
+        (dict(cls_head=None), 'cls_head must be a head of mmaction2, got none'),
         (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50'),
     ],
 )
@@ -265,3 +271,13 @@ def test_images_are_refused_as_clips():
         ValueError, match=r'inputs must be clips \(B, views, C, T, H, W\), got shape \(2, 8, 3, 32, 32\)'
     ):
         build().extract_feat(torch.zeros(2, 8, 3, 32, 32))
+
+
+def test_clips_that_a_moe_adapter_would_mix_are_refused():
+    model = build(backbone=dict(adapter=MOE | dict(frames_per_clip=2 * T)))
+    with pytest.raises(ValueError, match=f'frames_per_clip must be 1 or the {T} frames of a clip, got {2 * T}'):
+        scores(model, batch(size=2)[0])
+
+
+def test_double_precision_stays():
+    assert scores(build().double(), batch()[0].double()).dtype == torch.float64

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -115,6 +116,14 @@ def test_test_repeats_the_last_validation(trained, tested):
     assert (
         f'{report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense' in line and 'papers print them as FLOPs' in line
     )
+
+
+def test_predictions_are_dumped_and_the_metrics_stay(run_tool, tiny_config, trained, tested, tmp_path):
+    file = tmp_path / 'predictions.pkl'
+    run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path, '--dump', file)
+    assert {name: metrics(tmp_path)[name] for name in METRICS} == {name: metrics(tested)[name] for name in METRICS}
+    predictions = pickle.loads(file.read_bytes())
+    assert len(predictions) == 4 and predictions[0]['pred_sem_seg']['data'].shape == (1, 64, 96)
 
 
 def test_views_of_test_time_augmentation_are_summed(run_tool, tiny_config, trained, tmp_path):

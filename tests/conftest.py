@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -173,6 +175,17 @@ def run_tool():
             load_tool(name).main()
 
     return run
+
+
+def run_distributed(tool: str, config: Path, *args) -> None:
+    """Run ``tools/dist_<tool>.sh``; modules beside the config can be imported."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    env = os.environ | dict(PYTHON=sys.executable, PYTHONPATH=str(config.parent), PORT=str(port), OMP_NUM_THREADS='1')
+    command = ['bash', ROOT / 'tools' / f'dist_{tool}.sh', config, *map(str, args)]
+    result = subprocess.run(command, cwd=config.parent, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 @pytest.fixture(scope='session')

@@ -25,6 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder for the log and the metrics; default work_dirs/<config name>')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
     parser.add_argument('--complete', action='store_true', help='test the complete model: every token runs everything')
+    parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
@@ -41,6 +42,10 @@ def main() -> None:
         cfg.load_from = args.checkpoint
         if args.show_dir:
             preflight.paint_predictions(cfg, args.show_dir)
+        if args.random_masks:
+            if args.complete:
+                raise ValueError('--random-masks must not be combined with --complete, which has no masks, got both.')
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdyt.RandomMasksHook')]
         if args.dump:
             preflight.dump_predictions(cfg, args.dump)
         preflight.check(cfg, loops=('test',))

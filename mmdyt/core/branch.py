@@ -1,7 +1,8 @@
 """A frozen residual branch, dispatched: the seam between Dynamic Tuning and any Vision Transformer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -154,6 +155,36 @@ def complete_model(model: nn.Module) -> Iterator[None]:
     finally:
         for branch, complete in zip(branches, before, strict=True):
             branch.complete = complete
+
+
+@contextmanager
+def random_masks(model: nn.Module, rates: Mapping[str, float]) -> Iterator[None]:
+    """Within the context the dispatchers' choice of tokens is replaced by chance, at the same activation rates.
+
+    What a dispatcher knows about tokens is what a model loses by this. Masks are drawn anew in every pass, each patch
+    token on its own.
+
+    Args:
+        model: Its dispatchers run all the same, since their cost belongs to the comparison.
+        rates: Chance that a patch token is active, in [0, 1], by branch name as in :func:`dynamic_branches`. Branches
+            that are not named decide as ever.
+
+    Raises:
+        KeyError: If there is no such branch.
+    """
+
+    def replace(rate: float, module: nn.Module, args: tuple, dispatch: Dispatch) -> Dispatch:
+        chance = torch.full_like(dispatch.mask, rate)
+        chance[:, : dispatch.num_prefix_tokens] = 1.0
+        return dispatch._replace(mask=torch.bernoulli(chance))
+
+    branches = dynamic_branches(model)
+    handles = [branches[name].dispatcher.register_forward_hook(partial(replace, rate)) for name, rate in rates.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Hooks of mmengine's runner: cost and parameter reports, calibration, the temperature's schedule, exact resuming."""
+"""Hooks of mmengine's runner: reports of cost and parameters, calibration, evidence, schedules, exact resuming."""
 
 from .calibration import CalibrationHook
 from .cpu_amp import CPUAmpOptimWrapper
 from .evidence import EvidenceHook
 from .flops import FLOPsHook
 from .parameters import ParameterReportHook
+from .random_masks import RandomMasksHook
 from .rng_state import RNGStateHook
 from .tau import TauScheduleHook
 
@@ -15,5 +16,6 @@ __all__ = [
     'FLOPsHook',
     'ParameterReportHook',
     'RNGStateHook',
+    'RandomMasksHook',
     'TauScheduleHook',
 ]

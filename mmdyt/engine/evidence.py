@@ -22,7 +22,9 @@ def scheduled_rate(progress: float, begin: float, end: float, target_rate: float
     """Activation rate at a training progress in [0, 1]: 1 up to ``begin``, linear, and the target from ``end``."""
     if progress >= end:
         return target_rate
-    return 1 - (1 - target_rate) * max(progress - begin, 0) / (end - begin)
+    if progress <= begin:
+        return 1.0
+    return 1 - (1 - target_rate) * (progress - begin) / (end - begin)
 
 
 @HOOKS.register_module()

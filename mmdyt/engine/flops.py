@@ -162,7 +162,7 @@ class FLOPsHook(Hook):
         """Means over all images of all ranks, into the log, the message hub and the metrics."""
         sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
         images = sums['images']
-        labels = {name: label for name, label in _labels(self._record.names).items() if sums[f'seen/{name}']}
+        labels = {name: label for name, label in branch_labels(self._record.names).items() if sums[f'seen/{name}']}
         rates = {label: sums[f'active/{name}'] / sums[f'seen/{name}'] for name, label in labels.items()}
         report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
         report |= {f'activation_rate/{layer}': rate for layer, rate in rates.items()}
@@ -189,7 +189,7 @@ def _sum_over_ranks(values: list[float]) -> list[float]:
     return total.tolist()
 
 
-def _labels(names: list[str]) -> dict[str, str]:
+def branch_labels(names: list[str]) -> dict[str, str]:
     """``layers.3.dynamic.mlp`` -> ``layer_3``; where a layer has two dispatchers, ``layer_3_mlp``."""
     parts = [name.split('.') for name in names]
     several = len(names) > len({i for _, i, _, _ in parts})

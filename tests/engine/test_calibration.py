@@ -3,18 +3,14 @@
 import copy
 import json
 import logging
-import os
 import random
-import socket
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
-from conftest import ROOT, TINY_ARCH
+from conftest import ROOT, TINY_ARCH, run_distributed
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, DefaultScope
 from torch.utils.data import DataLoader
@@ -225,13 +221,7 @@ def test_every_process_ends_with_the_thresholds_of_the_checkpoint(tiny_config, t
         + "custom_imports = dict(imports=['mmdyt.models.segmentor', 'mmdyt.engine', 'rank_hook'])\n"
         'train_cfg = dict(max_iters=3)\n'
     )
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    env = os.environ | dict(PYTHON=sys.executable, PYTHONPATH=str(tmp_path), PORT=str(port), OMP_NUM_THREADS='1')
-    command = ['bash', ROOT / 'tools/dist_train.sh', tmp_path / 'two.py', '2', '--work-dir', tmp_path]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_distributed('train', tmp_path / 'two.py', 2, '--work-dir', tmp_path)
     first, second = (json.loads((tmp_path / f'rank{rank}.json').read_text()) for rank in (0, 1))
     assert first == second and len(first) == LAYERS and 0.0 not in first.values()
     assert list(first.values()) == thresholds(tmp_path / 'iter_3.pth')

@@ -2,15 +2,12 @@
 
 import json
 import math
-import os
 import pickle
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_distributed
 from mmengine.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -155,16 +152,6 @@ def test_mixed_precision_and_options_reach_the_run(run_tool, tiny_config, traine
     losses, expected = ([row['decode.loss_ce'] for row in rows(d) if 'loss' in row] for d in (tmp_path, trained))
     assert losses[0] != expected[0]  # bfloat16 rounds,
     assert losses[0] == pytest.approx(expected[0], rel=0.02)  # but computes the same
-
-
-def run_distributed(tool: str, config: Path, *args) -> None:
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    env = os.environ | dict(PYTHON=sys.executable, PYTHONPATH=str(config.parent), PORT=str(port), OMP_NUM_THREADS='1')
-    command = ['bash', ROOT / 'tools' / f'dist_{tool}.sh', config, *map(str, args)]
-    result = subprocess.run(command, cwd=config.parent, env=env, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_two_processes_train_one_model_on_different_images(tiny_config, trained, tmp_path):

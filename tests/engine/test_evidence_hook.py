@@ -1,0 +1,150 @@
+"""Training in three stages: all tokens, fewer and fewer of them, the target rate; and it ends where inference is."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import run_distributed
+
+from mmdyt.engine import EvidenceHook
+from mmdyt.engine.evidence import scheduled_rate
+
+LAYERS = 4
+CONFIG = """
+_base_ = '{base}'
+model = dict(rate_weight=0.0, backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
+custom_hooks = [
+    *_base_.custom_hooks,
+    dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2),
+    dict(type='mmdyt.CalibrationHook', rule='global'),
+]
+"""
+RANK_HOOK = '''
+from pathlib import Path
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class WriteState(Hook):
+    """Writes what this rank ends with."""
+
+    def after_train(self, runner):
+        torch.save(runner.model.module.state_dict(), Path(runner.work_dir) / f'rank{get_rank()}.pth')
+'''
+
+
+def state(path) -> dict[str, torch.Tensor]:
+    return torch.load(path)['state_dict']
+
+
+def of_dispatchers(path, part: str) -> list[torch.Tensor]:
+    return [tensor for name, tensor in state(path).items() if name.endswith(f'dispatcher.{part}')]
+
+
+def rows(work_dir) -> list[dict]:
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def staged(tmp_path_factory, run_tool, tiny_config):
+    """Work dir of 6 iterations, the first 3 with all tokens, and its config."""
+    folder = tmp_path_factory.mktemp('staged')
+    config = folder / 'staged.py'
+    config.write_text(CONFIG.format(base=tiny_config))
+    run_tool('train', config, '--work-dir', folder / 'work_dir')
+    return folder / 'work_dir', config
+
+
+def test_stages_follow_each_other(staged):
+    work_dir, _ = staged
+    rates = [row['activation_rate'] for row in rows(work_dir) if 'loss_rate' in row]
+    assert rates[:4] == [1.0] * 4  # the fitted gates have seen no batch before the fourth step
+    assert rates[4] == pytest.approx(scheduled_rate(4 / 6, 0.5, 0.8, 0.5), abs=0.1)
+    assert 0.3 < rates[5] < 0.7  # the threshold is that of another batch of two small images
+    scheduled = [row['scheduled_rate'] for row in rows(work_dir) if 'scheduled_rate' in row]
+    assert scheduled == pytest.approx([scheduled_rate(step / 6, 0.5, 0.8, 0.5) for step in (4, 5)])
+    validations = [row['activation_rate'] for row in rows(work_dir) if 'mIoU' in row]
+    assert validations[0] == 1.0 and validations[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_gates_are_fitted_once_and_not_trained(staged):
+    work_dir, _ = staged
+    before, after = (of_dispatchers(work_dir / f'iter_{i}.pth', 'gate.weight') for i in (3, 6))
+    assert all(not torch.equal(b, a) for b, a in zip(before, after, strict=True))
+    assert all(b.std() < 0.05 for b in before)  # as they were drawn
+    (log,) = work_dir.glob('*/*.log')
+    assert log.read_text().count('Fitted dispatchers; explained variance of the log evidence by layer 0.') == 1
+    assert of_dispatchers(work_dir / 'iter_3.pth', 'threshold') == [-math.inf] * LAYERS
+    last = of_dispatchers(work_dir / 'iter_6.pth', 'threshold')
+    assert len(set(map(float, last))) == 1 and last[0].isfinite()
+
+
+@pytest.mark.parametrize('first', [3, 4])
+def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
+    """From before and from within the second stage."""
+    work_dir, config = staged
+    checkpoint = work_dir / f'iter_{first}.pth'
+    if first == 4:
+        more = '--cfg-options', 'default_hooks.checkpoint.interval=4', 'train_cfg.val_interval=7'
+        run_tool('train', config, '--work-dir', tmp_path, *more)
+        checkpoint = tmp_path / 'iter_4.pth'
+    run_tool('train', config, '--work-dir', tmp_path / 'resumed', '--resume', checkpoint)
+    expected, found = state(work_dir / 'iter_6.pth'), state(tmp_path / 'resumed' / 'iter_6.pth')
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_processes_end_alike(tiny_config, tmp_path):
+    (tmp_path / 'rank_hook.py').write_text(RANK_HOOK)
+    config = CONFIG.format(base=tiny_config).replace('custom_hooks = [', "custom_hooks = [dict(type='WriteState'), ")
+    imports = "custom_imports = dict(imports=['mmdyt.models.segmentor', 'mmdyt.engine', 'rank_hook'])\n"
+    (tmp_path / 'two.py').write_text(config + imports)
+    run_distributed('train', tmp_path / 'two.py', 2, '--work-dir', tmp_path)
+    first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
+    parts = [name for name in first if '.dynamic.' in name]
+    assert len(parts) == LAYERS * 7 and all(torch.equal(first[name], second[name]) for name in parts)
+    assert first['backbone.layers.0.dynamic.mlp.dispatcher.threshold'].isfinite()
+
+
+def test_the_schedule_falls_in_a_line():
+    found = [scheduled_rate(progress, 0.25, 0.75, 0.4) for progress in (0, 0.25, 0.5, 0.75, 1)]
+    assert found == pytest.approx([1, 1, 0.7, 0.4, 0.4])
+    assert scheduled_rate(0.5, 0.5, 0.5, 0.3) == 0.3 and scheduled_rate(0.49, 0.5, 0.5, 0.3) == 1
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(begin=-0.1), r'begin must lie in \[0, 1\), got -0.1'),
+        (dict(begin=1.0), r'begin must lie in \[0, 1\), got 1.0'),
+        (dict(begin=0.5, end=0.4), r'end must lie in \[begin, 1\] = \[0.5, 1\], got 0.4'),
+        (dict(end=1.1), r'end must lie in .*, got 1.1'),
+        (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions'),
+        (dict(num_batches=0), 'num_batches must be at least 1, got 0'),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f'^{message}'):
+        EvidenceHook(**arguments)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (['model.rate_weight=2.0'], 'rate_weight must be 0 with mmdyt.EvidenceHook, got 2.0'),
+        (
+            ['model.backbone.dispatcher.noise=True'],
+            'dispatcher must not sample with .*, got noise=True',
+        ),
+        (['model.backbone.dispatcher=None'], 'model must have a dispatcher with a threshold'),
+    ],
+)
+def test_models_that_do_not_suit_are_refused_before_training(staged, run_tool, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run_tool('train', staged[1], '--work-dir', tmp_path, '--cfg-options', *options)
+    assert not list(tmp_path.glob('*.pth'))

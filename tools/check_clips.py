@@ -6,6 +6,7 @@ python tools/check_clips.py configs/dyt/vitb_k400.py [--workers 8] [--frames 8] 
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope  # noqa: 
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
 from mmdyt.engine import preflight  # noqa: E402
-from mmdyt.engine.datasets import check_data, head_classes  # noqa: E402
+from mmdyt.engine.datasets import check_data, head_classes, nested  # noqa: E402
 
 OPEN, DECODE = 'mmdyt.OpenClip', 'mmdyt.DecodeClip'
 
@@ -43,23 +44,54 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def find_lists(cfg: Config) -> dict[str, tuple[list[str], list[dict]]]:
-    """The clips (file names) of each list of the config, its lines checked, and how they are read."""
+def find_lists(cfg: Config) -> dict[str, list[tuple[list[str], list[dict]]]]:
+    """The lists of the config, their lines checked, each with its clips (file names) and how they are read.
+
+    Loops that share a list may read it in different ways, or from different folders.
+    """
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     lists = {}
     for loop in preflight.LOOPS:
-        where = f'{loop}_dataloader.dataset'
-        dataset = (cfg.get(f'{loop}_dataloader') or {}).get('dataset')
-        if not dataset:
-            continue
-        steps = [step for step in dataset.get('pipeline') or [] if step['type'] in (OPEN, DECODE)]
-        if [step['type'] for step in steps] != [OPEN, DECODE]:
-            raise ValueError(f'{where}.pipeline must read clips with {OPEN} and {DECODE}, got {steps}.')
-        check_data(dataset, where, head_classes(cfg.model))
-        data = DATASETS.build(dataset)
-        lists[data.ann_file] = [data.get_data_info(i)['filename'] for i in range(len(data))], steps
+        loader = cfg.get(f'{loop}_dataloader') or {}
+        for where, dataset in nested(loader.get('dataset'), f'{loop}_dataloader.dataset'):
+            if dataset.get('dataset') or dataset.get('datasets'):
+                continue  # a wrapper
+            steps = [step for step in dataset.get('pipeline') or [] if step['type'] in (OPEN, DECODE)]
+            if [step['type'] for step in steps] != [OPEN, DECODE]:
+                raise ValueError(f'{where}.pipeline must read clips with {OPEN} and {DECODE}, got {steps}.')
+            check_data(dataset, where, head_classes(cfg.model), files=False)  # OpenClip finds those
+            data = DATASETS.build({**dataset, 'lazy_init': True})
+            clips = [sample['filename'] for sample in data.load_data_list()]
+            lines = len(list_from_file(data.ann_file))
+            if len(clips) != lines:
+                raise ValueError(f'{where}.ann_file must have a line for each of {len(clips)} clips, got {lines}.')
+            file = next((file for file in lists if is_same(file, data.ann_file)), data.ann_file)
+            readings = lists.setdefault(file, [])
+            if (clips, steps) not in readings:
+                readings.append((clips, steps))
     return lists
+
+
+def is_same(file: str | Path, other: str | Path) -> bool:
+    """Whether two paths name one file."""
+    return str(file) == str(other) or os.path.exists(file) and os.path.exists(other) and os.path.samefile(file, other)
+
+
+def find_targets(folder: Path, lists: Iterable[str]) -> dict[str, Path]:
+    """Where in ``--out`` the new list for each list goes; nothing that is there is overwritten."""
+    targets = {file: folder / Path(file).name for file in lists}
+    for target in targets.values():
+        twins = [file for file in targets if Path(file).name == target.name]
+        if len(twins) > 1:
+            raise ValueError(f'--out must be given with lists of different names, got {twins}. Rename one of them.')
+        if any(is_same(file, target) for file in targets):
+            raise ValueError(f'--out must be another folder than that of the lists, got {folder}.')
+        if target.exists():
+            raise ValueError(
+                f'--out must be a folder without {target.name}, got {folder}. Remove that file, or name another folder.'
+            )
+    return targets
 
 
 def problem(path: str, steps: list[dict], frames: int) -> str:
@@ -82,24 +114,24 @@ def main() -> None:
         cfg = preflight.load_config(args)
         lists = find_lists(cfg)
         if args.out:
+            targets = find_targets(args.out, lists)
             args.out.mkdir(parents=True, exist_ok=True)
-            for file in lists:
-                if Path(file).resolve() == (args.out / Path(file).name).resolve():
-                    raise ValueError(f'--out must be another folder than that of the lists, got {args.out}.')
     broken = 0
     with ThreadPoolExecutor(args.workers) as pool:  # the decoders are native code
-        for file, (clips, steps) in lists.items():
-            results = pool.map(partial(problem, steps=steps, frames=args.frames), clips)
+        for file, readings in lists.items():
             wrong = {}
-            for line, said in enumerate(results, 1):
-                if said:
-                    wrong[line] = said
-                    print(f'{file}, line {line}: {said}', flush=True)
-            print(f'{file}: {len(wrong)} of {len(clips)} clips are broken.', flush=True)
+            for clips, steps in readings:
+                results = pool.map(partial(problem, steps=steps, frames=args.frames), clips)
+                for line, said in enumerate(results, 1):
+                    if said and line not in wrong:
+                        wrong[line] = said
+                        print(f'{file}, line {line}: {said}', flush=True)
+            lines = list_from_file(file)
+            print(f'{file}: {len(wrong)} of {len(lines)} clips are broken.', flush=True)
             broken += len(wrong)
             if args.out:
-                sound = [text for line, text in enumerate(list_from_file(file), 1) if line not in wrong]
-                (args.out / Path(file).name).write_text('\n'.join(sound) + '\n')
+                sound = [f'{text}\n' for line, text in enumerate(lines, 1) if line not in wrong]
+                targets[file].write_text(''.join(sound), encoding='utf-8')
     sys.exit(1 if broken else 0)
 
 

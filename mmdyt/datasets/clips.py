@@ -10,48 +10,27 @@ from concurrent import futures
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
-from threading import Thread
+from threading import TIMEOUT_MAX, Thread
 
 import numpy as np
 from mmaction.datasets.transforms import DecordDecode, DecordInit, PyAVDecode, PyAVInit
 from mmcv.transforms import BaseTransform
-from mmengine.fileio import FileClient
 
-from mmdyt.datasets.containers import is_cut_short
+from mmdyt.datasets.containers import DamagedError, WholeFiles, defies_decord, has_open_gop
 from mmdyt.registry import TRANSFORMS
 
 MISPLACED = "{}, so that decord would give other frames than were asked for: encode it anew, or set reader='pyav'"
 PACKAGES = dict(decord='decord', pyav='av')
+# decord says the same of frames that are missing and of those that it cannot jump to
+FEWER = "it has fewer frames than it lists, or decord cannot find them: set reader='pyav' to read what is there"
 # what decord says, and what it means
 MEANINGS = {
-    'cannot find video stream': 'it has no video stream',
+    'cannot find video stream': "it has no video stream, or (AV1) none that decord 0.6.0 reads: set reader='pyav'",
     'av_read_frame failed': 'it is cut short',
-    'Unable to handle EOF': 'it has fewer frames than it lists',
-    'recovered from nearest frames': 'it has fewer frames than it lists',
+    'Unable to handle EOF': FEWER,
+    'recovered from nearest frames': FEWER,
     'from_size == to_size': "decord 0.6.0 cannot read clips of this width: set reader='pyav'",
 }
-
-
-class DamagedError(Exception):
-    """What is wrong with a clip, in words."""
-
-
-class WholeFiles:
-    """The reading of files, as mmaction's readers ask for it, that refuses an empty or a truncated one."""
-
-    def __init__(self, **options):
-        self.options = options
-        self.client = None  # each worker makes its own
-
-    def get(self, path: str) -> bytes:
-        """All of a file."""
-        self.client = self.client or FileClient(**self.options)
-        content = bytes(self.client.get(path))
-        if not len(content):
-            raise DamagedError('it is empty')
-        if is_cut_short(content):
-            raise DamagedError('it is cut short')
-        return content
 
 
 class StrictDecordInit(DecordInit):
@@ -63,23 +42,21 @@ class StrictDecordInit(DecordInit):
         super().__init__(**options)
         self.file_client = WholeFiles(backend=self.io_backend, **self.kwargs)
 
-    def transform(self, results: dict) -> dict:
-        """Open ``filename``."""
-        results = super().transform(results)
-        # decord finds a frame by its time; before 0 are those that an edit list hides
-        times = results['video_reader'].get_frame_timestamp(range(results['total_frames']))[:, 0]
-        if times[0] < 0 or (np.diff(times) <= 0).any():
-            raise DamagedError(MISPLACED.format('its frames have no times of their own, or times before its start'))
-        return results
-
     def _get_video_reader(self, filename: str):
         """Mmaction's reader has no argument for the frames that may be replaced; 0 would mean any number of them."""
         from decord import VideoReader
 
         content = self.file_client.get(filename)
-        if content[:1] == b'G' and content[188:189] == b'G':
-            raise DamagedError(MISPLACED.format('it is an MPEG transport stream'))
-        return VideoReader(BytesIO(content), num_threads=self.num_threads, fault_tol=1e-6)
+        if kind := defies_decord(content):
+            raise DamagedError(MISPLACED.format(f'it is {kind}'))
+        reader = VideoReader(BytesIO(content), num_threads=self.num_threads, fault_tol=1e-6)
+        # decord finds a frame by its time; before 0 are those that an edit list hides
+        times = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+        if times[0] < 0 or (np.diff(times) <= 0).any():
+            raise DamagedError(MISPLACED.format('its frames have no times of their own, or times before its start'))
+        if has_open_gop(content):
+            raise DamagedError(MISPLACED.format('it shows frames before the key frame that they follow (open GOP)'))
+        return reader
 
 
 class StrictPyAVInit(PyAVInit):
@@ -152,6 +129,7 @@ class OpenClip(BaseTransform):
             but has wheels for more machines and reads more kinds of files.
         min_frames: A clip with fewer frames is refused. Set what the sampler asks for, its ``clip_len``: mmaction2's
             samplers take frames of a shorter clip twice.
+        timeout: Seconds, after which opening counts as failed.
         **options: Those of mmaction2's ``DecordInit`` (``num_threads``) or ``PyAVInit``; ``io_backend`` of both.
 
     Raises:
@@ -159,15 +137,19 @@ class OpenClip(BaseTransform):
         ValueError: If an argument is out of range; for a clip, if it is missing, broken or too short.
     """
 
-    def __init__(self, reader: str = 'decord', min_frames: int = 1, **options):
+    def __init__(self, reader: str = 'decord', min_frames: int = 1, timeout: float = 120.0, **options):
         if reader not in OPENERS:
             raise ValueError(f'reader must be one of {list(OPENERS)}, got {reader!r}.')
         if not (isinstance(min_frames, int) and min_frames >= 1):
             raise ValueError(f'min_frames must be a positive integer, got {min_frames!r}.')
+        _check_timeout(timeout)
+        _check_threads(reader, options)
         if find_spec(PACKAGES[reader]) is None:
             raise ImportError(_remedy(reader))
         self.reader = reader
         self.min_frames = min_frames
+        self.timeout = timeout
+        self.options = options
         self.open = OPENERS[reader](**options)
 
     def transform(self, results: dict) -> dict:
@@ -176,7 +158,7 @@ class OpenClip(BaseTransform):
         if not os.path.splitext(path)[1] and not os.path.isfile(path):
             path = f'{path}.mp4'
         with _naming(path):
-            results = self.open.transform({**results, 'filename': path})
+            results = _within(self.timeout, 'opening', self.open.transform, {**results, 'filename': path})
             if not results['total_frames']:
                 raise DamagedError('it has no frames')
         if results['total_frames'] < self.min_frames:
@@ -185,6 +167,10 @@ class OpenClip(BaseTransform):
                 f'got {results["total_frames"]} in {path}. Sample fewer (clip_len), or take it out of the list.'
             )
         return results | dict(reader=self.reader)
+
+    def __repr__(self) -> str:
+        """Name and options."""
+        return _call(self, reader=self.reader, min_frames=self.min_frames, timeout=self.timeout, **self.options)
 
 
 @TRANSFORMS.register_module()
@@ -200,17 +186,52 @@ class DecodeClip(BaseTransform):
     """
 
     def __init__(self, timeout: float = 120.0, multi_thread: bool = False):
-        if not timeout > 0:
-            raise ValueError(f'timeout must be a positive number of seconds, got {timeout!r}.')
+        _check_timeout(timeout)
         self.timeout = timeout
+        self.multi_thread = multi_thread
         self.decoders = dict(decord=DecordDecode(), pyav=StrictPyAVDecode(multi_thread=multi_thread))
 
     def transform(self, results: dict) -> dict:
         """Add ``imgs``, (H, W, 3) arrays in 8 bits, ``img_shape`` and ``original_shape``."""
         if results.get('reader') not in self.decoders:
             raise ValueError('pipeline must open a clip with mmdyt.OpenClip before mmdyt.DecodeClip, got one without.')
+        if not np.size(results.get('frame_inds', ())):
+            raise ValueError(
+                'pipeline must sample frames between mmdyt.OpenClip and mmdyt.DecodeClip, got none (frame_inds). '
+                'Put SampleFrames or UniformSample there.'
+            )
         with _naming(results['filename']):
-            return _within(self.timeout, self.decoders[results['reader']].transform, results)
+            return _within(self.timeout, 'decoding', self.decoders[results['reader']].transform, results)
+
+    def __repr__(self) -> str:
+        """Name and options."""
+        return _call(self, timeout=self.timeout, multi_thread=self.multi_thread)
+
+
+def _check_timeout(timeout: float) -> None:
+    """Refuse what threads cannot wait for."""
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not (number and 0 < timeout <= TIMEOUT_MAX):
+        raise ValueError(f'timeout must be a positive, finite number of seconds, got {timeout!r}.')
+
+
+def _check_threads(reader: str, options: dict) -> None:
+    """Refuse a number of threads that the reader cannot have."""
+    if 'num_threads' not in options:
+        return
+    num_threads = options['num_threads']
+    if reader == 'pyav':
+        raise ValueError(
+            f"num_threads must be left out with reader='pyav', got {num_threads!r}. "
+            'Set multi_thread=True of mmdyt.DecodeClip to let PyAV use several.'
+        )
+    if not (isinstance(num_threads, int) and num_threads >= 0):
+        raise ValueError(f'num_threads must be an integer of at least 0 (as many as cores), got {num_threads!r}.')
+
+
+def _call(transform: BaseTransform, **options) -> str:
+    """A transform as it is written in code."""
+    return f'{type(transform).__name__}({", ".join(f"{name}={value!r}" for name, value in options.items())})'
 
 
 def _remedy(reader: str) -> str:
@@ -241,8 +262,6 @@ def _reason(error: Exception) -> str:
     """What is wrong with a file."""
     if isinstance(error, DamagedError):
         return str(error)
-    if isinstance(error, futures.TimeoutError):
-        return 'decoding it does not end'
     if isinstance(error, FileNotFoundError | IsADirectoryError):
         return 'there is no such file'
     for said, meaning in MEANINGS.items():
@@ -253,8 +272,8 @@ def _reason(error: Exception) -> str:
     return f'it is no video, or damaged ({type(error).__name__}: {words.rstrip(". ")})'
 
 
-def _within(seconds: float, function, *args):
-    """What a function gives, or a TimeoutError; then its thread, stuck in native code, is left to itself."""
+def _within(seconds: float, work: str, function, *args):
+    """What a function gives; if it takes longer, an error, and its thread, stuck in native code, is left to itself."""
     future = futures.Future()
 
     def run():
@@ -264,4 +283,6 @@ def _within(seconds: float, function, *args):
             future.set_exception(error)
 
     Thread(target=run, daemon=True).start()
-    return future.result(seconds)
+    if not futures.wait([future], seconds).done:
+        raise DamagedError(f'{work} it did not end within {seconds:g} s')
+    return future.result()

@@ -1,8 +1,82 @@
-"""Does a video file end where it says that it ends? Decoders read on without asking."""
+"""What a video file says without being decoded: is it whole, and does decord find its frames? Readers do not ask."""
 
+import inspect
 import struct
+from io import BytesIO
+
+from mmengine.fileio import FileClient
 
 MATROSKA = b'\x1aE\xdf\xa3'
+ASF = b'0&\xb2u\x8ef\xcf\x11'
+
+
+class DamagedError(Exception):
+    """What is wrong with a clip, in words."""
+
+
+class WholeFiles:
+    """The reading of files, as mmaction's readers ask for it, that refuses an empty or a truncated one.
+
+    Raises:
+        ValueError: If mmengine has no such ``backend``, or it has no such options.
+    """
+
+    def __init__(self, backend: str, **options):
+        backends = FileClient._backends
+        if backend not in list(backends):
+            raise ValueError(f'io_backend must be one of {list(backends)}, got {backend!r}.')
+        try:  # connections must not be made here: forked workers would share them
+            inspect.signature(backends[backend]).bind(**options)
+        except TypeError as error:
+            raise ValueError(f'options must suit io_backend={backend!r}, got {options}: {error}.') from error
+        self.options = dict(options, backend=backend)
+        self.client = None  # each worker makes its own
+
+    def get(self, path: str) -> bytes:
+        """All of a file."""
+        self.client = self.client or FileClient(**self.options)
+        content = bytes(self.client.get(path))
+        if not len(content):
+            raise DamagedError('it is empty')
+        if is_cut_short(content):
+            raise DamagedError('it is cut short')
+        return content
+
+
+def defies_decord(content: bytes) -> str:
+    """Which kind of file it is, if it is one within which decord 0.6.0 jumps to other frames than are asked for.
+
+    Args:
+        content: All of the file, or how it starts.
+    """
+    if content[:1] == b'G' and content[188:189] == b'G':
+        return 'an MPEG transport stream'
+    return 'Windows Media (ASF)' if content.startswith(ASF) else ''
+
+
+def has_open_gop(content: bytes) -> bool:
+    """Whether a frame comes behind a key frame, but is shown before it: decord gives the one for the other.
+
+    Args:
+        content: All of a file. Without PyAV, or where PyAV cannot open it, the answer is no.
+    """
+    try:
+        import av
+    except ImportError:
+        return False
+    try:  # nothing is decoded: 2 ms for 300 frames, where decord takes 35 ms to read 8 of them
+        with av.open(BytesIO(content)) as container:
+            start = None
+            for packet in container.demux(container.streams.video[0]):
+                if packet.pts is None:
+                    continue
+                if packet.is_keyframe:
+                    start = packet.pts
+                elif start is not None and packet.pts < start:
+                    return True
+    except (av.FFmpegError, IndexError):  # decord has the last word
+        pass
+    return False
 
 
 def is_cut_short(content: bytes) -> bool:

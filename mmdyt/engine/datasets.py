@@ -1,6 +1,7 @@
 """Are the files of a data set where its config says?"""
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import ConfigDict
@@ -14,7 +15,7 @@ VIDEOS = 'mmaction.datasets.video_dataset'  # VideoDataset
 FOLDERS = {IMAGES: 'img_path', VIDEOS: 'video'}
 
 
-def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None = None) -> None:
+def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None = None, *, files: bool = True) -> None:
     """Refuse a data set config whose root, folders, annotation file or images do not exist, or whose labels are wrong.
 
     Looks into wrappers (``dataset``, ``datasets``). Addresses, and data sets that download themselves, are left alone.
@@ -23,18 +24,39 @@ def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None =
         dataset: Its config, of a registered type; None is nothing to check.
         where: Path of ``dataset`` in the config, for the message.
         num_classes: Of the head, from :func:`head_classes`; None leaves the range of labels open.
+        files: Whether the files that a list of samples names must exist.
 
     Raises:
         FileNotFoundError: If a folder or an annotation file is missing.
         TypeError: If a path is no string.
         ValueError: If a list of samples, or the number of class folders, is wrong.
     """
+    for place, part in nested(dataset, where):
+        _check_one(part, place, num_classes, files)
+
+
+def nested(dataset: ConfigDict | None, where: str) -> Iterator[tuple[str, ConfigDict]]:
+    """A data set config behind all those inside it (``dataset``, ``datasets``), each with its path in the config."""
     if not dataset:
         return
     for name in ('dataset', 'datasets'):
         inner = dataset.get(name)
         for i, part in enumerate(inner if isinstance(inner, list) else [inner]):
-            check_data(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''), num_classes)
+            yield from nested(part, f'{where}.{name}' + (f'[{i}]' if isinstance(inner, list) else ''))
+    yield where, dataset
+
+
+def head_classes(model: ConfigDict) -> int | None:
+    """How many classes a classifier tells apart, inside any wrapper; None for another model."""
+    while model.get('module'):
+        model = model['module']
+    head = model.get('head') or model.get('cls_head')
+    number = head.get('num_classes') if isinstance(head, dict) else None
+    return number if isinstance(number, int) and number > 0 else None
+
+
+def _check_one(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
+    """Refuse what is wrong with a data set, not with those inside it."""
     root = _path(dataset.get('data_root'), f'{where}.data_root')
     if '://' in root or _option(dataset, 'download') is True:
         return
@@ -56,19 +78,10 @@ def check_data(dataset: ConfigDict | None, where: str, num_classes: int | None =
         raise FileNotFoundError(f'{where}.ann_file must name an existing file, got {Path(root, annotations)}.')
     if not annotations:
         _check_pairs(dataset, where, folders)
-    _check_samples(dataset, where, num_classes)
+    _check_samples(dataset, where, num_classes, files)
 
 
-def head_classes(model: ConfigDict) -> int | None:
-    """How many classes a classifier tells apart, inside any wrapper; None for another model."""
-    while model.get('module'):
-        model = model['module']
-    head = model.get('head') or model.get('cls_head')
-    number = head.get('num_classes') if isinstance(head, dict) else None
-    return number if isinstance(number, int) and number > 0 else None
-
-
-def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None) -> None:
+def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
     """Refuse wrong lines of a list "path label", or too many class folders; other formats are left alone."""
     kind = _kind(dataset)
     reader = getattr(getattr(kind, 'load_data_list', None), '__module__', None)
@@ -78,7 +91,7 @@ def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None) -> 
     # joins its paths, reads nothing; a class of mmaction insists on its pipeline
     data = DATASETS.build({**dataset, 'lazy_init': True} | ({'pipeline': []} if reader == IMAGES else {}))
     folder = data.data_prefix[FOLDERS[reader]]
-    files = not any(_is_remote(step) for step in dataset.get('pipeline') or [])
+    files = files and not any(_is_remote(step) for step in dataset.get('pipeline') or [])
     if reader == VIDEOS:
         if data.multi_class and (data.num_classes is None or num_classes not in (None, data.num_classes)):
             known = 'set' if num_classes is None else f'{num_classes}, the classes of the head,'

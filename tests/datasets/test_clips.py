@@ -60,12 +60,14 @@ def remux(source: Path, target: Path, skip: int = 0, **options) -> Path:
     return target
 
 
-def encode(path: Path, frames: np.ndarray, codec: str = 'libx264', audio: bool = False, **options) -> Path:
-    """The frames, none or more of them, and noise to hear."""
+def encode(
+    path: Path, frames: np.ndarray, codec: str = 'libx264', audio: bool = False, coding: dict | None = None, **options
+) -> Path:
+    """The frames, none or more, and noise to hear; ``coding`` are options of the codec, the rest of the file."""
     with av.open(str(path), 'w', options=options) as container:
         streams = []
         if len(frames):
-            video = container.add_stream(codec, rate=30)
+            video = container.add_stream(codec, rate=30, options=coding or {})
             video.height, video.width, video.pix_fmt, video.gop_size = *frames.shape[1:3], 'yuv420p', 12
             streams.append((video, [av.VideoFrame.from_ndarray(frame, format='rgb24') for frame in frames]))
         if audio:
@@ -174,7 +176,7 @@ def test_files_that_are_no_video_are_refused_with_the_reason(tmp_path, reader):
     (tmp_path / 'empty.mp4').touch()
     assert refusal(tmp_path / 'empty.mp4', reader) == 'it is empty'
     sound = encode(tmp_path / 'sound.mp4', [], audio=True)
-    assert refusal(sound, reader) == 'it has no video stream'
+    assert refusal(sound, reader).startswith('it has no video stream')
     for name, content in (('noise', np.random.default_rng(0).bytes(5000)), ('page', b'<html>404</html>' * 100)):
         (tmp_path / f'{name}.mp4').write_bytes(content)
         assert refusal(tmp_path / f'{name}.mp4', reader).startswith('it is no video, or damaged (')
@@ -291,7 +293,9 @@ def test_decord_gives_no_other_frame_in_the_place_of_one_that_is_hidden_at_the_e
         shown = sum(1 for _ in container.decode(video=0))
     assert shown == 28
     number = OpenClip()(dict(filename=str(path)))['total_frames']
-    assert refusal(path, 'decord', [min(i, number - 1) for i in indices]) == 'it has fewer frames than it lists'
+    assert refusal(path, 'decord', [min(i, number - 1) for i in indices]) == (
+        "it has fewer frames than it lists, or decord cannot find them: set reader='pyav' to read what is there"
+    )
 
 
 def test_frames_without_times_are_read_by_pyav_and_refused_by_decord(clip, frames, tmp_path):
@@ -305,6 +309,57 @@ def test_transport_streams_are_read_by_pyav_and_refused_by_decord(frames, tmp_pa
     path = encode(tmp_path / 'clip.ts', frames)
     assert places(read(path, 'pyav', ALL)['imgs'], frames) == ALL.tolist()
     assert refusal(path, 'decord').startswith('it is an MPEG transport stream, so that decord would give other frames')
+
+
+OPEN_GOPS = {
+    'mpeg4.mp4': dict(codec='mpeg4', coding=dict(bf='2', b='4M')),
+    'mpeg4.mkv': dict(codec='mpeg4', coding=dict(bf='2', b='4M')),
+    'hevc.mp4': dict(codec='libx265', coding={'x265-params': 'keyint=6:min-keyint=6:log-level=none'}),
+    'h264.mp4': dict(coding={'x264-params': 'open-gop=1:keyint=6:bframes=3:b-adapt=0:scenecut=0'}),
+}
+
+
+@pytest.mark.parametrize('name', OPEN_GOPS)
+def test_open_gops_are_read_by_pyav_and_refused_by_decord(frames, tmp_path, name):
+    """A frame that comes behind a key frame but is shown before it: decord would give one for the other."""
+    path = encode(tmp_path / name, frames, **OPEN_GOPS[name])
+    assert places(read(path, 'pyav', ALL)['imgs'], frames) == ALL.tolist()
+    reason = refusal(path, 'decord', [20])
+    assert reason.startswith('it shows frames before the key frame that they follow (open GOP), so that decord would')
+    assert reason.endswith("set reader='pyav'")
+
+
+def test_without_pyav_open_gops_are_not_seen(frames, tmp_path, monkeypatch):
+    """What docs/video.md says; where decord finds nothing at all, it says what else may help."""
+    path = encode(tmp_path / 'clip.mp4', frames, **OPEN_GOPS['mpeg4.mp4'])
+    monkeypatch.setitem(sys.modules, 'av', None)
+    wrong = 0
+    for i in range(LENGTH):
+        try:
+            wrong += places(read(path, 'decord', [i])['imgs'], frames) != [i]
+        except ValueError as error:
+            assert "or decord cannot find them: set reader='pyav'" in str(error)
+    assert wrong
+
+
+CLOSED_GOPS = {
+    'b_frames.mp4': dict(coding=dict(bf='3')),
+    'hevc.mp4': dict(codec='libx265', coding={'x265-params': 'keyint=6:open-gop=0:log-level=none'}),
+    'hidden.webm': dict(codec='libvpx', coding={'auto-alt-ref': '1', 'lag-in-frames': '16', 'b': '4M'}),
+}
+
+
+@pytest.mark.parametrize('name', CLOSED_GOPS)
+def test_files_of_closed_gops_are_read_by_decord_frame_by_frame(frames, tmp_path, name):
+    path = encode(tmp_path / name, frames, **CLOSED_GOPS[name])
+    assert [places(read(path, 'decord', [i])['imgs'], frames)[0] for i in range(LENGTH)] == ALL.tolist()
+
+
+def test_windows_media_is_read_by_pyav_and_refused_by_decord(frames, tmp_path):
+    """Most jumps of decord arrive at the key frame before the one that is meant."""
+    path = encode(tmp_path / 'clip.wmv', frames, 'wmv2', coding=dict(b='4M'))
+    assert places(read(path, 'pyav', ALL)['imgs'], frames) == ALL.tolist()
+    assert refusal(path, 'decord', [20]).startswith('it is Windows Media (ASF), so that decord would give other frames')
 
 
 @pytest.mark.parametrize(
@@ -336,9 +391,31 @@ def test_a_decoder_that_hangs_is_an_error_in_time(clip, reader):
     decode = DecodeClip(timeout=0.2)
     decode.decoders[reader].transform = lambda results: time.sleep(5)
     start = time.monotonic()
-    with pytest.raises(ValueError, match=re.escape(f'got {clip}: decoding it does not end.')):
+    with pytest.raises(ValueError, match=re.escape(f'got {clip}: decoding it did not end within 0.2 s.')):
         decode(opened)
     assert time.monotonic() - start < 3
+
+
+@both_readers
+def test_an_opener_that_hangs_is_an_error_in_time(clip, reader):
+    opener = OpenClip(reader=reader, timeout=0.2)
+    opener.open.transform = lambda results: time.sleep(5)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=re.escape(f'got {clip}: opening it did not end within 0.2 s.')):
+        opener(dict(filename=str(clip)))
+    assert time.monotonic() - start < 3
+
+
+def test_a_disk_that_gives_up_is_not_a_decoder_that_hangs(clip):
+    """Python calls both a TimeoutError."""
+    opener = OpenClip()
+
+    def give_up(path):
+        raise TimeoutError(110, 'Connection timed out')
+
+    opener.open.file_client.get = give_up
+    with pytest.raises(ValueError, match='Connection timed out'):
+        opener(dict(filename=str(clip)))
 
 
 def test_a_reader_that_is_not_installed_is_named_with_the_remedy(monkeypatch):
@@ -363,10 +440,58 @@ def test_wrong_arguments_are_refused(clip):
     for value in (0, -1, 2.5, '8'):
         with pytest.raises(ValueError, match=f'min_frames must be a positive integer, got {value!r}.'):
             OpenClip(min_frames=value)
-    with pytest.raises(ValueError, match='timeout must be a positive number of seconds, got 0'):
-        DecodeClip(timeout=0)
+    for value in (0, -1.0, None, '5', True, float('inf'), float('nan'), 1e12):  # threads cannot wait for the last ones
+        message = re.escape(f'timeout must be a positive, finite number of seconds, got {value!r}.')
+        for kind in (OpenClip, DecodeClip):
+            with pytest.raises(ValueError, match=message):
+                kind(timeout=value)
     with pytest.raises(ValueError, match='pipeline must open a clip with mmdyt.OpenClip before mmdyt.DecodeClip'):
         DecodeClip()(dict(filename=str(clip), frame_inds=ALL))
+
+
+@both_readers
+def test_mistakes_of_the_config_are_not_reported_as_broken_clips(clip, reader):
+    with pytest.raises(ValueError, match=r"^io_backend must be one of \['disk', .*\], got 'dsk'\.$"):
+        OpenClip(reader=reader, io_backend='dsk')
+    message = r"^options must suit io_backend='disk', got {'num_thread': 2}: got an unexpected keyword argument"
+    with pytest.raises(ValueError, match=message):
+        OpenClip(reader=reader, num_thread=2)
+    with pytest.raises(ValueError, match=r"^options must suit io_backend='lmdb', got {}: missing a required argument"):
+        OpenClip(reader=reader, io_backend='lmdb')
+    opened = OpenClip(reader=reader)(dict(filename=str(clip)))
+    for indices in ({}, dict(frame_inds=ALL[:0])):
+        with pytest.raises(ValueError, match='^pipeline must sample frames between mmdyt.OpenClip and mmdyt.DecodeCli'):
+            DecodeClip()(opened | indices)
+
+
+def test_threads_of_decord_are_a_number_and_not_for_pyav():
+    for value in (-1, '2', None):
+        with pytest.raises(
+            ValueError, match=re.escape('num_threads must be an integer of at least 0 (as many as core')
+        ):
+            OpenClip(num_threads=value)
+    with pytest.raises(ValueError) as error:
+        OpenClip(reader='pyav', num_threads=1)
+    assert str(error.value) == (
+        "num_threads must be left out with reader='pyav', got 1. "
+        'Set multi_thread=True of mmdyt.DecodeClip to let PyAV use several.'
+    )
+
+
+def test_no_connection_is_made_before_the_workers_start(monkeypatch):
+    """They would share it."""
+
+    def connect(*args, **options):
+        raise AssertionError
+
+    monkeypatch.setattr('mmdyt.datasets.containers.FileClient.__new__', connect)
+    assert OpenClip(io_backend='petrel').open.file_client.client is None
+
+
+def test_a_logged_pipeline_shows_the_options():
+    opener = OpenClip(reader='pyav', min_frames=8, io_backend='disk')
+    assert repr(opener) == "OpenClip(reader='pyav', min_frames=8, timeout=120.0, io_backend='disk')"
+    assert repr(DecodeClip(timeout=5)) == 'DecodeClip(timeout=5, multi_thread=False)'
 
 
 @both_readers

@@ -216,6 +216,17 @@ def test_lists_inside_wrappers_are_checked(data):
         check_data(ConfigDict(type='RepeatDataset', times=2, dataset=concat), 'set', num_classes=3)
 
 
+def test_lines_are_checked_where_files_are_not_looked_for(data):
+    (data / 'list.txt').write_text('gone.mp4 0\nempty.mp4 1\n')
+    wrapped = ConfigDict(type='RepeatDataset', times=2, dataset=videos(data))
+    check_data(wrapped, 'set', num_classes=3, files=False)
+    with pytest.raises(ValueError, match='got 2 bad of 2 lines, first .* there is no file'):
+        check_data(wrapped, 'set', num_classes=3)
+    (data / 'list.txt').write_text('gone.mp4 9\n')
+    with pytest.raises(ValueError, match='line 1: label 9 lies'):
+        check_data(wrapped, 'set', num_classes=3, files=False)
+
+
 def test_lists_of_repeated_augmentation_are_checked(data):
     """Its class insists on certain transforms when it is built."""
     pipeline = [dict(type='DecordInit'), dict(type='SampleFrames', clip_len=2), dict(type='DecordDecode')]

@@ -59,5 +59,5 @@ def test_arrows(path):
 
 def test_core_imports_with_torch_alone():
     core = set().union(*(imports(path) for path in FILES if 'core' in path.parts))
-    allowed = {'torch', 'mmdyt', 'math', 're', 'collections', 'contextlib', 'dataclasses', 'typing'}
+    allowed = {'torch', 'mmdyt', 'math', 're', 'collections', 'contextlib', 'dataclasses', 'functools', 'typing'}
     assert {name.split('.')[0] for name in core} <= allowed

@@ -1,7 +1,7 @@
 """Set the thresholds of a checkpoint's dispatchers, such that inference meets the activation rate that was asked for.
 
 python tools/calibrate.py configs/dyt/vitb_cifar100.py work_dirs/vitb_cifar100/epoch_100.pth calibrated.pth
-    [--rule rate_matched|uniform|global] [--target-rate R] [--batches N]
+    [--rule rate_matched|uniform|global] [--target-rate R | --target-gmacs G] [--batches N]
 """
 
 import argparse
@@ -18,12 +18,10 @@ from mmengine.device import get_device  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmdyt.core.calibrate import RULES, Calibrated, check_rule, token_dispatchers  # noqa: E402
+from mmdyt.core.calibrate import RULES, Calibrated, token_dispatchers  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
-from mmdyt.engine.calibration import calibrate_host, check_batches, sentence, wanted_rate  # noqa: E402
+from mmdyt.engine.calibration import calibrate_host, check_request, sentence, wanted_rate  # noqa: E402
 from mmdyt.engine.checkpoints import check_fit, read_checkpoint, read_tensors  # noqa: E402
-from mmdyt.engine.datasets import check_data, head_classes  # noqa: E402
-from mmdyt.engine.names import check_types  # noqa: E402
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
 
@@ -38,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('out', type=Path, help='file to write: the checkpoint with the new thresholds')
     parser.add_argument('--rule', default=RULES[0], help=f'how layers share the rate: {", ".join(RULES)}')
     parser.add_argument('--target-rate', type=float, help="wanted activation rate in (0, 1]; default: the model's")
+    parser.add_argument('--target-gmacs', type=float, help='wanted cost instead, neck and head included')
     parser.add_argument('--batches', type=int, default=8, help='batches of training images; default: 8')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
@@ -54,18 +53,12 @@ def check_out(out: Path, checkpoint: str) -> None:
 
 def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     """Check what the user typed; return the config, and the model with the checkpoint's weights."""
-    check_rule(args.rule, 1.0 if args.target_rate is None else args.target_rate)
-    check_batches(args.batches)
+    check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
     check_out(args.out, args.checkpoint)
     cfg = preflight.load_config(args)
     cfg.load_from = args.checkpoint
     preflight.check(cfg, loops=())
-    if cfg.get('train_dataloader') is None:
-        raise ValueError('config must set train_dataloader, got none.')
-    for name in LOADERS:
-        if cfg.get(name) is not None:
-            check_types({name: cfg[name]}, cfg.get('default_scope', 'mmengine'))
-            check_data(cfg[name].dataset, f'{name}.dataset', head_classes(cfg.model))
+    preflight.check_images(cfg, LOADERS)
     model = MODELS.build(cfg.model)
     check_fit(model, read_tensors(args.checkpoint), args.checkpoint, exact=True)  # loads it too
     token_dispatchers(model)
@@ -80,7 +73,7 @@ def write(model: nn.Module, checkpoint: str, out: Path) -> None:
     torch.save(content, out)
 
 
-def report(found: dict[str, Calibrated], target_rate: float) -> str:
+def report(found: dict[str, Calibrated], target_rate: float | None) -> str:
     """A table for people."""
     width = max(map(len, found))
     lines = [f'{"branch":<{width}}{"threshold":>12}{"rate":>8}']
@@ -93,9 +86,9 @@ def main() -> None:
     args = parse_args()
     with preflight.clean_exit():
         cfg, model = load(args)
-        rate = wanted_rate(model, args.target_rate)
+        rate = None if args.target_gmacs else wanted_rate(model, args.target_rate)
         loaders = [cfg.get(name) and Runner.build_dataloader(cfg[name]) for name in LOADERS]
-        found = calibrate_host(model.to(get_device()), *loaders, rate, args.rule, args.batches)
+        found = calibrate_host(model.to(get_device()), *loaders, rate, args.rule, args.batches, args.target_gmacs)
         write(model, args.checkpoint, args.out)
     print(report(found, rate))
     print(f'Wrote {args.out}.')

@@ -14,7 +14,9 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from mmdyt.core.branch import complete_model, dynamic_branches  # noqa: E402
+from mmdyt.core.calibrate import RULES  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
+from mmdyt.engine.calibration import calibrate_host, check_request, sentence, unwrapped  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -25,6 +27,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', help='folder for the log and the metrics; default work_dirs/<config name>')
     parser.add_argument('--tta', action='store_true', help="use the config's test-time augmentation")
     parser.add_argument('--complete', action='store_true', help='test the complete model: every token runs everything')
+    parser.add_argument('--target-rate', type=float, help='calibrate to this activation rate first; not stored')
+    parser.add_argument('--target-gmacs', type=float, help='calibrate to this cost first; not stored')
+    parser.add_argument('--rule', default=RULES[0], help=f'of the calibration: {", ".join(RULES)}')
+    parser.add_argument('--batches', type=int, default=8, help='of training images for the calibration; default: 8')
     parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
@@ -32,6 +38,22 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def calibrate(runner: Runner, args: argparse.Namespace) -> None:
+    """Set the thresholds for this test."""
+    runner.load_or_resume()
+    train = runner.build_dataloader(runner.cfg.train_dataloader)
+    found = calibrate_host(
+        unwrapped(runner.model),
+        train,
+        runner.test_loop.dataloader,
+        args.target_rate,
+        args.rule,
+        args.batches,
+        args.target_gmacs,
+    )
+    runner.logger.info(f'Calibrated thresholds ({args.rule}): {sentence(found, args.target_rate)}')
 
 
 def main() -> None:
@@ -49,12 +71,20 @@ def main() -> None:
         if args.dump:
             preflight.dump_predictions(cfg, args.dump)
         preflight.check(cfg, loops=('test',))
+        calibrates = args.target_rate is not None or args.target_gmacs is not None
+        if calibrates:
+            check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
+            if args.tta or args.complete:
+                raise ValueError('--target-rate and --target-gmacs must not be combined with --tta or --complete.')
+            preflight.check_images(cfg, ['train_dataloader'])
         if args.tta:
             preflight.use_tta(cfg)
     runner = Runner.from_cfg(cfg)
     with preflight.clean_exit():
         if args.complete and not dynamic_branches(runner.model):
             raise ValueError('--complete must find dispatchers in the model, got none.')
+        if calibrates:
+            calibrate(runner, args)
     with complete_model(runner.model) if args.complete else nullcontext():
         runner.test()
     preflight.end_cpu_processes()

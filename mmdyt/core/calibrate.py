@@ -97,7 +97,7 @@ def calibrate(
     check_rule(rule, target_rate)
     if not forwards:
         raise ValueError('forwards must hold at least one forward pass, got none.')
-    with _inference_mode(model):
+    with eval_mode(model):
         dispatchers = _reached(model, forwards)
         if rule == 'global':
             _set_all(model, forwards, dispatchers, target_rate)
@@ -117,7 +117,7 @@ def measured_rates(model: nn.Module, forwards: Forwards) -> dict[str, float]:
     Raises:
         ValueError: If the model has no thresholds.
     """
-    with _inference_mode(model):
+    with eval_mode(model):
         masks = _observe(model, forwards, 'patch_mask', token_dispatchers(model))
     return {name: mask.mean().item() for name, mask in masks.items()}
 
@@ -235,7 +235,7 @@ def _mean(rates: dict[str, float]) -> float:
 
 
 @contextmanager
-def _inference_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within the context the model runs as in inference; afterwards each module has its former mode."""
     modes = {module: module.training for module in model.modules()}
     try:

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .branch import dynamic_branches
-from .calibrate import token_dispatchers
+from .calibrate import eval_mode, token_dispatchers
 from .dispatcher import Dispatch, TokenDispatcher
 
 SCALE = 1024.0  # of the loss, so that half precision keeps small derivatives; evidence is relative
@@ -77,16 +77,11 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     if not losses:
         raise ValueError('losses must hold at least one loss, got none.')
     moments: dict[str, _Moments] = {}
-    training = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
+    with eval_mode(model):
         for loss in losses:
             for name, (inputs, outcomes) in _log_evidence(model, dispatchers, loss).items():
                 found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
                 found.add(inputs, outcomes)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
     explained = {}
     with torch.no_grad():
         for name, found in moments.items():

@@ -1,6 +1,7 @@
 """Calibrate the dispatchers of a host model on training images: at the end of training, or of a checkpoint."""
 
 import copy
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,14 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmdyt.core.calibrate import Calibrated, calibrate, check_rule, token_dispatchers
+from mmdyt.core.calibrate import Calibrated, Forwards, calibrate, check_rule, eval_mode, token_dispatchers
+from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS
+
+LEAST_RATE = 1e-9
+COST_TOLERANCE = 5e-3
+COST_STEPS = 10  # of the search for a cost
 
 
 def check_batches(num_batches: int) -> None:
@@ -28,6 +34,22 @@ def check_batches(num_batches: int) -> None:
     """
     if not (isinstance(num_batches, int) and num_batches >= 1):
         raise ValueError(f'num_batches must be at least 1, got {num_batches!r}.')
+
+
+def check_request(rule: str, target_rate: float | None, target_gmacs: float | None, num_batches: int) -> None:
+    """Refuse what a user may ask :func:`calibrate_host` for, but cannot have.
+
+    Raises:
+        ValueError: If a value is out of range, or both a rate and a cost are wanted.
+    """
+    check_rule(rule, 1.0 if target_rate is None else target_rate)
+    check_batches(num_batches)
+    if target_gmacs is None:
+        return
+    if target_rate is not None:
+        raise ValueError(f'target_rate must not be given with target_gmacs, got {target_rate} and {target_gmacs}.')
+    if not 0 < target_gmacs < math.inf:
+        raise ValueError(f'target_gmacs must be a positive number, got {target_gmacs}.')
 
 
 def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
@@ -43,7 +65,13 @@ def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
 
 
 def calibrate_host(
-    host: nn.Module, train: DataLoader, val: DataLoader | None, target_rate: float, rule: str, num_batches: int
+    host: nn.Module,
+    train: DataLoader,
+    val: DataLoader | None,
+    target_rate: float | None,
+    rule: str,
+    num_batches: int,
+    target_gmacs: float | None = None,
 ) -> dict[str, Calibrated]:
     """Calibrate a host model on training images that run as in a test, always the same ones.
 
@@ -56,16 +84,50 @@ def calibrate_host(
         train: Whose images are used, ``num_batches`` times its batch size.
         val: Whose pipeline, batch size, collation and number of workers are used. Without one, or where a wrapped data
             set has no pipeline of its own, those of training are.
-        target_rate: Wanted activation rate, in (0, 1].
+        target_rate: Wanted activation rate, in (0, 1]; not used with ``target_gmacs``.
         rule: See :func:`mmdyt.core.calibrate.calibrate`.
         num_batches: How many batches of training images, >= 1.
+        target_gmacs: Wanted cost of an image or clip, neck and head included, in 1e9 multiply-adds; the rate is
+            searched that gives it to 0.5 %.
 
     Returns:
         As of :func:`mmdyt.core.calibrate.calibrate`.
+
+    Raises:
+        ValueError: If no rate gives ``target_gmacs``.
     """
     with seeded():
         batches = [part for batch in some_batches(train, val, num_batches) for part in _equal_sizes(batch)]
-        return calibrate(host, [partial(host.test_step, batch) for batch in batches], target_rate, rule)
+        forwards = [partial(host.test_step, batch) for batch in batches]
+        if target_gmacs is None:
+            return calibrate(host, forwards, target_rate, rule)
+        return _calibrate_cost(host, forwards, target_gmacs, rule)
+
+
+def _calibrate_cost(host: nn.Module, forwards: Forwards, target_gmacs: float, rule: str) -> dict[str, Calibrated]:
+    """Calibrate to a cost: false position on the rate, which is exact at once where the cost is linear in it."""
+
+    def calibrate_to(rate: float) -> tuple[dict[str, Calibrated], float]:
+        found = calibrate(host, forwards, rate, rule)
+        with CostCounter(host) as counter, eval_mode(host):
+            for forward in forwards:
+                counter.add_images(len(forward()))
+        return found, counter.report()['gmacs']
+
+    low, high = (0.0, calibrate_to(LEAST_RATE)[1]), (1.0, calibrate_to(1.0)[1])
+    if not low[1] <= target_gmacs <= high[1]:
+        raise ValueError(
+            f'target_gmacs must lie between {low[1]:.3f}, where no patch token is active, and {high[1]:.3f}, where all '
+            f'are, got {target_gmacs}.'
+        )
+    for _ in range(COST_STEPS):
+        share = (target_gmacs - low[1]) / max(high[1] - low[1], 1e-12)
+        rate = min(max(low[0] + share * (high[0] - low[0]), LEAST_RATE), 1.0)
+        found, gmacs = calibrate_to(rate)
+        if abs(gmacs / target_gmacs - 1) <= COST_TOLERANCE:
+            break
+        low, high = ((rate, gmacs), high) if gmacs < target_gmacs else (low, (rate, gmacs))
+    return found
 
 
 def some_batches(train: DataLoader, val: DataLoader | None, num_batches: int) -> list[dict]:
@@ -208,8 +270,9 @@ def _unfinished(runner) -> bool:
     return loop.iter < loop.max_iters if isinstance(loop, IterBasedTrainLoop) else loop.epoch < loop.max_epochs
 
 
-def sentence(found: dict[str, Calibrated], target_rate: float) -> str:
+def sentence(found: dict[str, Calibrated], target_rate: float | None) -> str:
     """The achieved activation rate beside the wanted one, and those of the branches in network order."""
     rates = [branch.rate for branch in found.values()]
     branches = ' '.join(f'{rate:.2f}' for rate in rates)
-    return f'activation rate {sum(rates) / len(rates):.3f} (target {target_rate:.2f}), by layer {branches}.'
+    wanted = '' if target_rate is None else f' (target {target_rate:.2f})'
+    return f'activation rate {sum(rates) / len(rates):.3f}{wanted}, by layer {branches}.'

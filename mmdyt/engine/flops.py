@@ -14,6 +14,7 @@ from mmdyt.core.branch import DynamicBranch, record_dispatch
 from mmdyt.core.macs import count_macs
 from mmdyt.registry import HOOKS
 
+LAYER_RATE = 'activation_rate/'
 HEADS = ('decode_head', 'head', 'cls_head')  # mmseg, mmpretrain, mmaction2
 
 
@@ -73,40 +74,34 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
-@HOOKS.register_module()
-class FLOPsHook(Hook):
-    """Report activation rates and mean GMACs per image at validation and test.
+class CostCounter:
+    """Counts what the forward passes of a host model cost, within its context.
 
     Counted from the masks of the tokens that really ran, in closed form for the backbone and by an operator counter
-    for neck and head. Sliding windows and test-time views are summed: an image costs what all its forward passes
-    cost. A sample of a video data set is a clip: it costs the sum of its views, and each of these that of its frames.
-    Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as FLOPs.
+    for neck and head. All forward passes are summed, whichever image they belong to.
 
-    A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
-    Without dispatchers (baselines) there are no rates to report, only GMACs.
+    Args:
+        model: A host model, also in a wrapper.
 
-    Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
-    ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
-    ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image or clip); for video
-    ``gmacs_view``, ``gmacs_view_dense`` (means per view) and ``views`` (mean per clip).
+    Raises:
+        TypeError: If its backbone is none of mmdyt's.
     """
 
-    def __init__(self):
-        self._open = ExitStack()
-
-    def before_run(self, runner) -> None:
-        """Refuse a model that cannot be counted, before it is trained."""
-        find_host(runner.model)
-
-    def before_val_epoch(self, runner) -> None:
-        """Start to record."""
-        self._open.close()  # a former evaluation may have been cut short
-        self._host = host = find_host(runner.model)
+    def __init__(self, model: nn.Module):
+        self._host = find_host(model)
         self._sums: Counter = Counter()
         self._part_macs: dict[tuple, dict[str, int]] = {}
-        self._record = self._open.enter_context(record_dispatch(host.backbone))
-        handle = host.backbone.register_forward_hook(self._count)
+        self._open = ExitStack()
+
+    def __enter__(self) -> 'CostCounter':
+        backbone = self._host.backbone
+        self._record = self._open.enter_context(record_dispatch(backbone))
+        handle = backbone.register_forward_hook(self._count)
         self._open.callback(handle.remove)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
 
     def _count(self, backbone: nn.Module, args: tuple, features: tuple[Tensor, ...]) -> None:
         """Add up one forward pass of the backbone over a batch of images or windows, or of views of clips."""
@@ -136,13 +131,66 @@ class FLOPsHook(Hook):
             views=batch if frames else 0,
         )
 
+    def add_images(self, number: int) -> None:
+        """Say how many images (or clips) the forward passes belong to: once each, however many windows they took."""
+        self._sums['images'] += number
+
+    def report(self) -> dict[str, float]:
+        """Means over all images of all ranks; the names are those of :class:`FLOPsHook`."""
+        sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
+        images = sums['images']
+        labels = {name: label for name, label in branch_labels(self._record.names).items() if sums[f'seen/{name}']}
+        rates = {label: sums[f'active/{name}'] / sums[f'seen/{name}'] for name, label in labels.items()}
+        report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
+        report |= {f'{LAYER_RATE}{layer}': rate for layer, rate in rates.items()}
+        report |= dict(
+            gmacs=sums['total'] / images / 1e9,
+            gmacs_dense=sums['dense'] / images / 1e9,
+            gmacs_backbone=sums['backbone'] / images / 1e9,
+            gmacs_backbone_dense=sums['backbone_dense'] / images / 1e9,
+        )
+        if views := sums['views']:
+            report |= dict(gmacs_view=sums['total'] / views / 1e9, gmacs_view_dense=sums['dense'] / views / 1e9)
+            report['views'] = views / images
+        return report
+
+
+@HOOKS.register_module()
+class FLOPsHook(Hook):
+    """Report activation rates and mean GMACs per image at validation and test.
+
+    Counted by :class:`CostCounter`. Sliding windows and test-time views are summed: an image costs what all its forward
+    passes cost. A sample of a video data set is a clip: it costs the sum of its views, and each of these that of its
+    frames. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
+    FLOPs.
+
+    A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
+    Without dispatchers (baselines) there are no rates to report, only GMACs.
+
+    Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
+    ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
+    ``gmacs``, ``gmacs_dense``, ``gmacs_backbone``, ``gmacs_backbone_dense`` (means per image or clip); for video
+    ``gmacs_view``, ``gmacs_view_dense`` (means per view) and ``views`` (mean per clip).
+    """
+
+    def __init__(self):
+        self._open = ExitStack()
+
+    def before_run(self, runner) -> None:
+        """Refuse a model that cannot be counted, before it is trained."""
+        find_host(runner.model)
+
+    def before_val_epoch(self, runner) -> None:
+        """Start to count."""
+        self._open.close()  # a former evaluation may have been cut short
+        self._counter = self._open.enter_context(CostCounter(runner.model))
+
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Count the images of the batch, once each however many windows they took."""
-        self._sums['images'] += len(outputs)
+        """Count the images of the batch."""
+        self._counter.add_images(len(outputs))
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Log, and add to the metrics."""
-        self._open.close()
         self._report(runner, metrics, 'val')
 
     def before_test_epoch(self, runner) -> None:
@@ -155,27 +203,13 @@ class FLOPsHook(Hook):
 
     def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
         """As for validation."""
-        self._open.close()
         self._report(runner, metrics, 'test')
 
     def _report(self, runner, metrics: dict | None, mode: str) -> None:
-        """Means over all images of all ranks, into the log, the message hub and the metrics."""
-        sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
-        images = sums['images']
-        labels = {name: label for name, label in branch_labels(self._record.names).items() if sums[f'seen/{name}']}
-        rates = {label: sums[f'active/{name}'] / sums[f'seen/{name}'] for name, label in labels.items()}
-        report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
-        report |= {f'activation_rate/{layer}': rate for layer, rate in rates.items()}
-        report |= dict(
-            gmacs=sums['total'] / images / 1e9,
-            gmacs_dense=sums['dense'] / images / 1e9,
-            gmacs_backbone=sums['backbone'] / images / 1e9,
-            gmacs_backbone_dense=sums['backbone_dense'] / images / 1e9,
-        )
-        if views := sums['views']:
-            report |= dict(gmacs_view=sums['total'] / views / 1e9, gmacs_view_dense=sums['dense'] / views / 1e9)
-            report['views'] = views / images
-        runner.logger.info(_sentence(report, rates, getattr(self._host, 'target_rate', None)))
+        """Into the log, the message hub and the metrics."""
+        self._open.close()
+        report = self._counter.report()
+        runner.logger.info(_sentence(report, getattr(find_host(runner.model), 'target_rate', None)))
         for name, value in report.items():
             runner.message_hub.update_scalar(f'{mode}/{name}', value)
         if metrics is not None:
@@ -196,7 +230,8 @@ def branch_labels(names: list[str]) -> dict[str, str]:
     return {'.'.join(p): f'layer_{p[1]}_{p[3]}' if several else f'layer_{p[1]}' for p in parts}
 
 
-def _sentence(report: dict[str, float], rates: dict[str, float], target: float | None) -> str:
+def _sentence(report: dict[str, float], target: float | None) -> str:
+    rates = {name: rate for name, rate in report.items() if name.startswith(LAYER_RATE)}
     wanted = '' if target is None else f' (target {target:.2f})'
     layers = ' '.join(f'{rate:.2f}' for rate in rates.values())
     sample, views = 'image', ''

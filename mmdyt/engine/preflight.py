@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -167,6 +167,26 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
             check_fit(module, read_tensors(path, prefix), path, exact=False)
     if cfg.launcher != 'none' and not torch.cuda.is_available():
         _use_cpu_processes(cfg)
+
+
+def check_images(cfg: Config, loaders: Sequence[str]) -> None:
+    """Refuse data loaders that a calibration reads, besides what :func:`check` looked at.
+
+    Args:
+        cfg: The config; its modules are imported.
+        loaders: Names of data loaders; the first must be there.
+
+    Raises:
+        FileNotFoundError: If a data root, folder or annotation file is missing.
+        KeyError: If a registered type is unknown.
+        ValueError: If the first loader is missing, or a list of samples is wrong.
+    """
+    if cfg.get(loaders[0]) is None:
+        raise ValueError(f'config must set {loaders[0]}, got none.')
+    for name in loaders:
+        if cfg.get(name) is not None:
+            check_types({name: cfg[name]}, cfg.get('default_scope', 'mmengine'))
+            check_data(cfg[name].dataset, f'{name}.dataset', head_classes(cfg.model))
 
 
 def _check_complete(cfg: Config, loops: tuple[str, ...]) -> None:

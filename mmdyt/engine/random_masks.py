@@ -10,7 +10,7 @@ from mmdyt.core.branch import dynamic_branches, random_masks
 from mmdyt.registry import HOOKS
 
 from .calibration import seeded, unwrapped
-from .flops import branch_labels, find_host
+from .flops import LAYER_RATE, branch_labels, find_host
 
 
 @HOOKS.register_module()
@@ -42,7 +42,7 @@ class RandomMasksHook(Hook):
     def _repeat(self, runner, loop: ValLoop | TestLoop, metrics: dict, mode: str) -> None:
         backbone = find_host(runner.model).backbone
         names = branch_labels(list(dynamic_branches(backbone)))
-        rates = {name: metrics.get(f'activation_rate/{label}') for name, label in names.items()}
+        rates = {name: metrics.get(f'{LAYER_RATE}{label}') for name, label in names.items()}
         rates = {name: rate for name, rate in rates.items() if rate is not None}
         if not rates:
             raise ValueError('custom_hooks must hold mmdyt.FLOPsHook before mmdyt.RandomMasksHook, got none.')

@@ -170,3 +170,51 @@ def test_models_without_thresholds_and_checkpoints_of_other_models_are_refused(r
     torch.save(content, tmp_path / 'adapter.pth')
     message = refused('--cfg-options', 'model.backbone.dispatcher=None', checkpoint=tmp_path / 'adapter.pth')
     assert 'model must have a dispatcher with a threshold, a TokenDispatcher, got none' in message
+
+
+@pytest.mark.parametrize('rule', ['rate_matched', 'global'])
+def test_a_cost_can_be_asked_for(calibrate, run_tool, tiny_config, trained, tmp_path, rule):
+    """The cost of the test is that of the calibration images, which are as large as those of the test."""
+    full = metrics(run_tool, tiny_config, calibrate('--target-rate', '1')[0], tmp_path / 'full')['gmacs']
+    least = full - LAYERS * PATCHES * (2 * WIDTH * HIDDEN + 5 * WIDTH) / 1e9
+    wanted = 0.4 * full + 0.6 * least
+    out, printed = calibrate('--target-gmacs', str(wanted), '--rule', rule, out='cost.pth')
+    rates = [float(line.split()[2]) for line in printed.splitlines() if line.startswith('backbone.layers')]
+    assert sum(rates) / LAYERS == pytest.approx(0.4, abs=0.02)
+    assert re.search(r'^Activation rate 0.\d{3}, by layer', printed, re.M)
+    assert metrics(run_tool, tiny_config, out, tmp_path / 'cost')['gmacs'] == pytest.approx(wanted, rel=0.02)
+
+
+def test_costs_that_cannot_be_had_are_refused(refused):
+    assert 'target_gmacs must be a positive number, got -1.0' in refused('--target-gmacs', '-1')
+    assert 'target_rate must not be given with target_gmacs' in refused('--target-gmacs', '1', '--target-rate', '0.5')
+    assert 'target_gmacs must lie between 0.00' in refused('--target-gmacs', '1000')
+
+
+def test_a_test_may_calibrate_for_itself(calibrate, run_tool, tiny_config, trained, tmp_path):
+    """As the tool and a test of its checkpoint do; the checkpoint stays what it was."""
+    before = (trained / 'iter_6.pth').read_bytes()
+    out, _ = calibrate('--target-rate', '0.3', '--rule', 'global', '--batches', '2')
+    expected = metrics(run_tool, tiny_config, out, tmp_path / 'tool')
+    args = '--target-rate', '0.3', '--rule', 'global', '--batches', '2'
+    run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path / 'test', *args)
+    (file,) = (tmp_path / 'test').glob('*/*.json')
+    found = {name: value for name, value in json.loads(file.read_text()).items() if not name.endswith('time')}
+    assert found == expected and 0.2 < found['activation_rate'] < 0.4
+    assert (trained / 'iter_6.pth').read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--target-rate', '50'], 'target_rate must lie in (0, 1], got 50.0'),
+        (['--target-gmacs', '0'], 'target_gmacs must be a positive number, got 0.0'),
+        (['--target-rate', '0.5', '--rule', 'best'], 'rule must be one of'),
+        (['--target-rate', '0.5', '--tta'], 'must not be combined with --tta or --complete'),
+        (['--target-rate', '0.5', '--cfg-options', 'train_dataloader=None'], 'config must set train_dataloader, got'),
+    ],
+)
+def test_a_test_refuses_what_the_tool_refuses(run_tool, tiny_config, trained, tmp_path, capfd, args, message):
+    with pytest.raises(SystemExit):
+        run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path, *args)
+    assert message in capfd.readouterr().err

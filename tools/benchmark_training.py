@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import MODELS, init_default_scope  # noqa: E402
-from mmengine.runner import Runner, set_random_seed  # noqa: E402
+from mmengine.runner import Runner, load_checkpoint, set_random_seed  # noqa: E402
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
 from mmdyt.engine import preflight  # noqa: E402
@@ -57,6 +57,8 @@ class Step:
         self.device = 'cuda' if torch.cuda.is_available() else 'cpu'
         self.model = MODELS.build(cfg.model)
         self.model.init_weights()
+        if cfg.get('load_from'):
+            load_checkpoint(self.model, cfg.load_from, map_location='cpu')
         self.model.to(self.device).train()
         self.optimizer = build_optim_wrapper(self.model, cfg.optim_wrapper)
         loader = dict(cfg.train_dataloader, num_workers=0, persistent_workers=False)

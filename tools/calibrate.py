@@ -1,10 +1,11 @@
 """Set the thresholds of a checkpoint's dispatchers, such that inference meets the activation rate that was asked for.
 
 python tools/calibrate.py configs/dyt/vitb_cifar100.py work_dirs/vitb_cifar100/epoch_100.pth calibrated.pth
-    [--rule rate_matched|uniform|global] [--target-rate R | --target-gmacs G] [--batches N]
+    [--rule rate_matched|uniform|global] [--target-rate R | --target-gmacs G] [--batches N] [--fit]
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from mmdyt import compat
@@ -17,11 +18,13 @@ from mmengine.config import Config, DictAction  # noqa: E402
 from mmengine.device import get_device  # noqa: E402
 from mmengine.registry import MODELS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
 from mmdyt.core.calibrate import RULES, Calibrated, token_dispatchers  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
 from mmdyt.engine.calibration import calibrate_host, check_request, sentence, wanted_rate  # noqa: E402
-from mmdyt.engine.checkpoints import check_fit, read_checkpoint, read_tensors  # noqa: E402
+from mmdyt.engine.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors  # noqa: E402
+from mmdyt.engine.evidence import fit_host, fit_sentence  # noqa: E402
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
 
@@ -38,6 +41,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--target-rate', type=float, help="wanted activation rate in (0, 1]; default: the model's")
     parser.add_argument('--target-gmacs', type=float, help='wanted cost instead, neck and head included')
     parser.add_argument('--batches', type=int, default=8, help='batches of training images; default: 8')
+    parser.add_argument(
+        '--fit', action='store_true', help='first fit the dispatchers to evidence; the checkpoint may have none'
+    )
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
@@ -56,20 +62,35 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
     check_out(args.out, args.checkpoint)
     cfg = preflight.load_config(args)
-    cfg.load_from = args.checkpoint
+    check_exists('checkpoint', args.checkpoint)
+    cfg.load_from = None  # a config may go on from another
     preflight.check(cfg, loops=())
     preflight.check_images(cfg, LOADERS)
     model = MODELS.build(cfg.model)
-    check_fit(model, read_tensors(args.checkpoint), args.checkpoint, exact=True)  # loads it too
+    tensors = read_tensors(args.checkpoint)
+    if args.fit:
+        tensors = dispatcher_tensors(model) | tensors
+    check_fit(model, tensors, args.checkpoint, exact=True)  # loads it too
     token_dispatchers(model)
     return cfg, model
 
 
+def dispatcher_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What belongs to dispatchers in the state of a model."""
+    return {name: tensor for name, tensor in model.state_dict().items() if '.dispatcher.' in name}
+
+
+def fit(model: nn.Module, train: DataLoader, batches: int) -> None:
+    """Fit the dispatchers with every token active, and print how well that went."""
+    for dispatcher in token_dispatchers(model).values():
+        dispatcher.threshold.fill_(-math.inf)
+    print(fit_sentence(fit_host(model, train, batches)))
+
+
 def write(model: nn.Module, checkpoint: str, out: Path) -> None:
-    """The checkpoint, with the thresholds of the model."""
+    """The checkpoint, with the dispatchers of the model."""
     content = read_checkpoint(checkpoint) | dict(state_dict=read_tensors(checkpoint))
-    for name, dispatcher in token_dispatchers(model).items():
-        content['state_dict'][f'{name}.dispatcher.threshold'] = dispatcher.threshold.cpu()
+    content['state_dict'].update({name: tensor.cpu() for name, tensor in dispatcher_tensors(model).items()})
     torch.save(content, out)
 
 
@@ -88,7 +109,10 @@ def main() -> None:
         cfg, model = load(args)
         rate = None if args.target_gmacs else wanted_rate(model, args.target_rate)
         loaders = [cfg.get(name) and Runner.build_dataloader(cfg[name]) for name in LOADERS]
-        found = calibrate_host(model.to(get_device()), *loaders, rate, args.rule, args.batches, args.target_gmacs)
+        model.to(get_device())
+        if args.fit:
+            fit(model, loaders[0], args.batches)
+        found = calibrate_host(model, *loaders, rate, args.rule, args.batches, args.target_gmacs)
         write(model, args.checkpoint, args.out)
     print(report(found, rate))
     print(f'Wrote {args.out}.')

@@ -1,13 +1,15 @@
 """Train with all tokens, fit the dispatchers to what skipping costs, then close them to the target rate."""
 
 import math
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 
 import torch
 import torch.nn as nn
 from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import Hook
+from torch.utils.data import DataLoader
 
 from mmdyt.core.branch import record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
@@ -17,6 +19,8 @@ from mmdyt.registry import HOOKS
 
 from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
 
+ADDED_LOSSES = ('rate_weight', 'complete_weight', 'distill_weight')  # of mmdyt's host models
+
 
 def scheduled_rate(progress: float, begin: float, end: float, target_rate: float) -> float:
     """Activation rate at a training progress in [0, 1]: 1 up to ``begin``, linear, and the target from ``end``."""
@@ -25,6 +29,49 @@ def scheduled_rate(progress: float, begin: float, end: float, target_rate: float
     if progress <= begin:
         return 1.0
     return 1 - (1 - target_rate) * (progress - begin) / (end - begin)
+
+
+def fit_host(
+    host: nn.Module,
+    train: DataLoader,
+    num_batches: int,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> dict[str, float]:
+    """Fit the dispatchers of a host model on training images, always the same ones, in the pipeline of training.
+
+    The loss is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the
+    process go on afterwards as if nothing had been.
+
+    Args:
+        host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
+        train: Whose images, pipeline and batch size are used.
+        num_batches: How many batches, >= 1. They stay in memory meanwhile.
+        precision: Makes the context in which losses are computed, automatic mixed precision, say.
+
+    Returns:
+        As of :func:`mmdyt.core.evidence.fit_dispatchers`.
+    """
+
+    def loss(batch: dict) -> torch.Tensor:
+        with precision():
+            losses = host(**host.data_preprocessor(batch, True), mode='loss')
+        return host.parse_losses(losses)[0]
+
+    weights = {name: getattr(host, name) for name in ADDED_LOSSES if hasattr(host, name)}
+    try:
+        for name in weights:
+            setattr(host, name, 0.0)
+        with seeded():
+            return fit_dispatchers(host, [partial(loss, batch) for batch in some_batches(train, None, num_batches)])
+    finally:
+        for name, weight in weights.items():
+            setattr(host, name, weight)
+
+
+def fit_sentence(explained: dict[str, float]) -> str:
+    """How well evidence can be told from tokens, for people."""
+    shares = ' '.join(f'{share:.2f}' for share in explained.values())
+    return f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.'
 
 
 @HOOKS.register_module()
@@ -128,25 +175,15 @@ class EvidenceHook(Hook):
 
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""
-        with seeded():
-            # all processes take the same batches: the losses of a host may wait for each other
-            batches = some_batches(runner.train_dataloader, None, self.num_batches)
-            explained = fit_dispatchers(host, [partial(_loss, runner, host, batch) for batch in batches])
+        # all processes, on the same batches: the losses of a host may wait for each other
+        precision = partial(runner.optim_wrapper.optim_context, host)
+        explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
         for dispatcher in token_dispatchers(host).values():
             for parameter in dispatcher.gate.parameters():
                 broadcast(parameter.data)
-        shares = ' '.join(f'{share:.2f}' for share in explained.values())
-        runner.logger.info(f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.')
+        runner.logger.info(fit_sentence(explained))
 
     def _set(self, host: nn.Module, threshold: float) -> None:
         """The same threshold for all branches."""
         for dispatcher in token_dispatchers(host).values():
             dispatcher.threshold.fill_(threshold)
-
-
-def _loss(runner, host: nn.Module, batch: dict) -> torch.Tensor:
-    """The training loss of a batch, in the precision of training."""
-    with runner.optim_wrapper.optim_context(host):
-        data = host.data_preprocessor(batch, True)
-        losses = host(**data, mode='loss')
-    return host.parse_losses(losses)[0]

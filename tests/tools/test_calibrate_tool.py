@@ -218,3 +218,28 @@ def test_a_test_refuses_what_the_tool_refuses(run_tool, tiny_config, trained, tm
     with pytest.raises(SystemExit):
         run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path, *args)
     assert message in capfd.readouterr().err
+
+
+def test_dispatchers_can_be_fitted_to_a_checkpoint_that_has_none(calibrate, run_tool, tiny_config, trained, tmp_path):
+    """A plain adapter becomes dynamic without training, with the same gates whatever dispatchers there were before."""
+    content = torch.load(trained / 'iter_6.pth')
+    content['state_dict'] = {k: v for k, v in content['state_dict'].items() if '.dispatcher.' not in k}
+    plain = tmp_path / 'adapter.pth'
+    torch.save(content, plain)
+    args = '--fit', '--rule', 'global', '--target-rate', '0.4'
+    out, printed = calibrate(*args, checkpoint=plain)
+    assert 'Fitted dispatchers; explained variance of the log evidence by layer 0.' in printed
+    assert re.search(r'^Activation rate 0\.(39|40)', printed, re.M)
+    assert all(torch.equal(state(out)[name], tensor) for name, tensor in content['state_dict'].items())
+    again = state(calibrate(*args, out='again.pth')[0])
+    assert all(torch.equal(again[name], tensor) for name, tensor in state(out).items())
+    gates = [f'{branch}.dispatcher.gate.weight' for branch in BRANCHES]
+    assert not any(torch.equal(state(trained / 'iter_6.pth')[name], again[name]) for name in gates)
+    assert metrics(run_tool, tiny_config, out, tmp_path / 'test')['activation_rate'] == pytest.approx(0.4, abs=0.1)
+
+
+def test_what_else_is_missing_is_refused_with_fit_too(refused, trained, tmp_path):
+    content = torch.load(trained / 'iter_6.pth')
+    del content['state_dict']['backbone.layers.0.dynamic.mlp.adapter.up.weight']
+    torch.save(content, tmp_path / 'part.pth')
+    assert '1 missing' in refused('--fit', checkpoint=tmp_path / 'part.pth')

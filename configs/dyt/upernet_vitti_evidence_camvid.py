@@ -1,16 +1,18 @@
-"""Dynamic Tuning (DyT) with dispatchers fitted to evidence, ViT-Ti/16, UPerNet on CamVid; the result is in docs/rate.md.
+"""Dynamic Tuning (DyT), dispatchers fitted to evidence, ViT-Ti/16, UPerNet on CamVid; no number in the paper.
 
-Not in the paper.
+The result is in docs/rate.md.
 
 python tools/train.py configs/dyt/upernet_vitti_evidence_camvid.py --amp
 """
 
 _base_ = './upernet_vitti_camvid.py'
 
-model = dict(rate_weight=0.0, backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
+model = dict(
+    rate_weight=0.0,
+    backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
 
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.75),
+    dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
     dict(type='mmdyt.CalibrationHook', rule='global'),
 ]

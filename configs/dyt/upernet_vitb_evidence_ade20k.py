@@ -13,6 +13,6 @@ model = dict(
 
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
+    dict(type='mmdyt.EvidenceHook', begin=0.3, end=0.6),
     dict(type='mmdyt.CalibrationHook', rule='global'),
 ]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 import torch.nn as nn
 from mmengine.dist import all_reduce, broadcast
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
 from mmdyt.core.branch import record_dispatch
@@ -84,33 +84,24 @@ class EvidenceHook(Hook):
     3. At the target rate the rest of training runs as inference does.
 
     One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
-    random, and no loss is needed that asks for the rate, so ``target_rate`` of the model wants ``rate_weight=0``,
-    its dispatchers ``noise=False``, and ``tuned=('adapter', )`` leaves the gates as they are fitted. Everything that a
-    resumed run needs is in the checkpoint.  # differs from paper: opt-in.
+    random, and no loss asks for the rate: the model wants ``rate_weight=0``, its dispatchers ``noise=False``, and
+    ``tuned=('adapter', )`` leaves the gates as they are fitted. Everything that a resumed run needs is in the
+    checkpoint.  # differs from paper: opt-in.
 
     Args:
         begin: Where stage 1 ends, as a fraction of training, in [0, 1).
         end: Where stage 2 ends, in [begin, 1].
         target_rate: Wanted activation rate, in (0, 1]; None is the model's.
         num_batches: Batches of training images that the gates are fitted on, >= 1. They stay in memory meanwhile.
-        num_fits: How often the gates are fitted, >= 1: evenly from ``begin`` towards ``end``. Later fits see what
-            skipping costs when other tokens skip too. Every token is active in the step after a fit.
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no dispatchers, or such that
-            sample their masks, or a rate loss.
+            sample their masks, or a rate loss, or if weights are averaged (``EMAHook``).
     """
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
-    def __init__(
-        self,
-        begin: float = 0.5,
-        end: float = 0.75,
-        target_rate: float | None = None,
-        num_batches: int = 8,
-        num_fits: int = 1,
-    ):
+    def __init__(self, begin: float = 0.15, end: float = 0.5, target_rate: float | None = None, num_batches: int = 8):
         if not 0 <= begin < 1:
             raise ValueError(f'begin must lie in [0, 1), got {begin}.')
         if not begin <= end <= 1:
@@ -118,17 +109,18 @@ class EvidenceHook(Hook):
         if target_rate is not None:
             check_rate(target_rate)
         check_batches(num_batches)
-        if not (isinstance(num_fits, int) and num_fits >= 1):
-            raise ValueError(f'num_fits must be at least 1, got {num_fits!r}.')
         self.begin = begin
         self.end = end
         self.target_rate = target_rate
         self.num_batches = num_batches
-        self.num_fits = num_fits
         self._open = ExitStack()
 
     def before_train(self, runner) -> None:
         """Refuse a model that cannot be trained so; open all dispatchers of a new run."""
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise ValueError(
+                'custom_hooks must hold mmdyt.EvidenceHook or EMAHook, got both. Gates are fitted at once.'
+            )
         host = unwrapped(runner.model)
         wanted_rate(host, self.target_rate)
         for name, dispatcher in token_dispatchers(host).items():
@@ -144,9 +136,8 @@ class EvidenceHook(Hook):
         if runner.iter < self._first(runner):
             return
         host = unwrapped(runner.model)
-        if runner.iter in self._fit_iterations(runner):
+        if runner.iter == self._first(runner):
             self._fit(runner, host)
-            self._set(host, -math.inf)  # until the first batch shows the new logits
         self._record = self._open.enter_context(record_dispatch(host))
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
@@ -167,11 +158,6 @@ class EvidenceHook(Hook):
     def _first(self, runner) -> int:
         """The iteration in which stage 2 begins."""
         return round(self.begin * runner.max_iters)
-
-    def _fit_iterations(self, runner) -> list[int]:
-        """When the gates are fitted: evenly from where stage 2 begins towards its end."""
-        length = round(self.end * runner.max_iters) - self._first(runner)
-        return [self._first(runner) + round(length * i / self.num_fits) for i in range(self.num_fits)]
 
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""

@@ -99,21 +99,6 @@ def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_gates_may_be_fitted_again_under_the_masks(staged, run_tool, tmp_path):
-    options = 'custom_hooks.3.begin=0.34', 'custom_hooks.3.end=1.0', 'custom_hooks.3.num_fits=2'
-    more = (
-        'default_hooks.checkpoint.interval=1',
-        'default_hooks.checkpoint.max_keep_ckpts=6',
-        'train_cfg.val_interval=7',
-    )
-    run_tool('train', staged[1], '--work-dir', tmp_path, '--cfg-options', *options, *more)
-    gates = [of_dispatchers(tmp_path / f'iter_{i}.pth', 'gate.weight')[0] for i in range(1, 7)]
-    changed = [not torch.equal(a, b) for a, b in zip(gates, gates[1:], strict=False)]
-    assert changed == [False, True, False, True, False]  # in the third and the fifth step
-    rates = [row['activation_rate'] for row in rows(tmp_path) if 'loss_rate' in row]
-    assert [rate == 1 for rate in rates] == [True, True, True, False, True, False]
-
-
 def test_processes_end_alike(tiny_config, tmp_path):
     (tmp_path / 'rank_hook.py').write_text(RANK_HOOK)
     config = CONFIG.format(base=tiny_config).replace('custom_hooks = [', "custom_hooks = [dict(type='WriteState'), ")
@@ -141,7 +126,6 @@ def test_the_schedule_falls_in_a_line():
         (dict(end=1.1), r'end must lie in .*, got 1.1'),
         (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions'),
         (dict(num_batches=0), 'num_batches must be at least 1, got 0'),
-        (dict(num_fits=0), 'num_fits must be at least 1, got 0'),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -156,6 +140,10 @@ def test_bad_arguments_are_refused(arguments, message):
         (
             ['model.backbone.dispatcher.noise=True'],
             'dispatcher must not sample with .*, got noise=True',
+        ),
+        (
+            ['custom_hooks.0.type=EMAHook'],
+            'custom_hooks must hold mmdyt.EvidenceHook or EMAHook, got both',
         ),
         (['model.backbone.dispatcher=None'], 'model must have a dispatcher with a threshold'),
     ],

@@ -5,14 +5,11 @@ Not measured.
 python tools/train.py configs/dyt/upernet_vitb_evidence_ade20k.py
 """
 
-_base_ = './upernet_vitb_ade20k.py'
+_base_ = ['./upernet_vitb_ade20k.py', '../_base_/schedules/evidence.py']
 
-model = dict(
-    rate_weight=0.0,
-    backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
-
+model = _base_.evidence_model
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.3, end=0.6),
-    dict(type='mmdyt.CalibrationHook', rule='global'),
+    dict(_base_.evidence_hooks[0], begin=0.3, end=0.6),  # the heads, drawn at random, learn first
+    _base_.evidence_hooks[1],
 ]

@@ -5,16 +5,7 @@ The result is in docs/rate.md.
 python tools/train.py configs/dyt/vitti_evidence_cifar100_1k.py --amp
 """
 
-_base_ = './vitti_cifar100_1k.py'
+_base_ = ['./vitti_cifar100_1k.py', '../_base_/schedules/evidence.py']
 
-model = dict(
-    rate_weight=0.0,
-    complete_weight=0.0,
-    distill_weight=0.0,
-    backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
-
-custom_hooks = [
-    *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
-    dict(type='mmdyt.CalibrationHook', rule='global'),
-]
+model = _base_.evidence_model
+custom_hooks = [*_base_.custom_hooks, *_base_.evidence_hooks]

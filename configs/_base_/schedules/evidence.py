@@ -1,0 +1,10 @@
+# Stages of training whose dispatchers are fitted to evidence; a leaf sets model = _base_.evidence_model
+evidence_model = dict(
+    rate_weight=0.0,
+    complete_weight=0.0,
+    distill_weight=0.0,
+    backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
+evidence_hooks = [
+    dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
+    dict(type='mmdyt.CalibrationHook', rule='global'),
+]

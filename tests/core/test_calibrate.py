@@ -86,6 +86,15 @@ def test_global_gives_every_layer_the_same_threshold():
     assert max(rates_of(found)) - min(rates_of(found)) > 0.1
 
 
+@pytest.mark.parametrize('target', [0.1, 0.5, 0.9])
+def test_global_takes_few_passes(target):
+    """Images cost more than arithmetic: bisection would take some 15."""
+    model, calls = build(), []
+    forwards = [lambda: calls.append(1) or model(images(64, 1))]
+    calibrate(model, forwards, target, 'global')
+    assert len(calls) <= 8
+
+
 def test_rate_matched_keeps_the_shares_of_training():
     """Reference: the rates of masks that training itself draws, many times."""
     model = build()

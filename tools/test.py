@@ -72,8 +72,10 @@ def main() -> None:
             preflight.dump_predictions(cfg, args.dump)
         preflight.check(cfg, loops=('test',))
         calibrates = args.target_rate is not None or args.target_gmacs is not None
+        check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
         if calibrates:
-            check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
+            if any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks', [])):
+                raise ValueError('custom_hooks must hold no EMAHook for --target-rate and --target-gmacs, got one.')
             if args.tta or args.complete:
                 raise ValueError('--target-rate and --target-gmacs must not be combined with --tta or --complete.')
             preflight.check_images(cfg, ['train_dataloader'])
@@ -81,8 +83,9 @@ def main() -> None:
             preflight.use_tta(cfg)
     runner = Runner.from_cfg(cfg)
     with preflight.clean_exit():
-        if args.complete and not dynamic_branches(runner.model):
-            raise ValueError('--complete must find dispatchers in the model, got none.')
+        for option in ('complete', 'random_masks'):
+            if getattr(args, option) and not dynamic_branches(runner.model):
+                raise ValueError(f'--{option.replace("_", "-")} must find dispatchers in the model, got none.')
         if calibrates:
             calibrate(runner, args)
     with complete_model(runner.model) if args.complete else nullcontext():

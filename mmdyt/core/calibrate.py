@@ -188,9 +188,9 @@ def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenD
 
 
 def _between(low: float, high: float) -> float:
-    """A number between two, of which one may be infinite."""
+    """A number between two, which may be infinite."""
     if math.isinf(low):
-        return high - 1
+        return min(high - 1, 0.0)
     return low + 1 if math.isinf(high) else (low + high) / 2
 
 
@@ -269,12 +269,13 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def _sampled_masks(model: nn.Module, dispatchers: dict[str, TokenDispatcher]) -> Iterator[None]:
     """Within the context, in inference, the dispatchers sample as in training, with the same noise each time."""
     devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    noise = {dispatcher: dispatcher.noise for dispatcher in dispatchers.values()}
     with torch.random.fork_rng(devices):
         torch.manual_seed(0)
         try:
-            for dispatcher in dispatchers.values():
-                dispatcher.training = True
+            for dispatcher in noise:
+                dispatcher.training = dispatcher.noise = True
             yield
         finally:
-            for dispatcher in dispatchers.values():
-                dispatcher.training = False
+            for dispatcher, before in noise.items():
+                dispatcher.training, dispatcher.noise = False, before

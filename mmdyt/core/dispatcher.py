@@ -171,7 +171,8 @@ class TokenDispatcher(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""
-        return f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}, initial_rate={self.initial_rate}'
+        options = f'num_prefix_tokens={self.num_prefix_tokens}, tau={self.tau}, initial_rate={self.initial_rate}'
+        return f'{options}, noise={self.noise}'
 
 
 class SampleDispatcher(TokenDispatcher):

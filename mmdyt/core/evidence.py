@@ -6,6 +6,7 @@ the token skips: its *evidence*. A gate that predicts the logarithm of its size 
 it, gives logits that mean the same in every branch, and one threshold for all of them spends a budget where it matters.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -60,6 +61,9 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     Source: the importance of first order of Molchanov et al. (Importance Estimation for Neural Network Pruning, CVPR
     2019), of a token's update instead of a weight.  # differs from paper: dispatchers are not trained.
 
+    Evidence is that of a token's own update. Where tokens attend to each other (``attn``, ``layer``) what it gives to
+    others as a key is not in it; a ``SampleDispatcher`` is fitted to single tokens, and then reads their mean.
+
     Args:
         model: Runs in eval mode, with the masks that it has; inactive tokens have evidence too.
         losses: Each returns a scalar loss of some images.
@@ -70,8 +74,8 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
         tokens reached.
 
     Raises:
-        ValueError: If the model has no :class:`~mmdyt.core.dispatcher.TokenDispatcher`, there is no loss, or one does
-            not depend on the dispatched branches.
+        ValueError: If the model has no :class:`~mmdyt.core.dispatcher.TokenDispatcher`, there is no loss, one does not
+            depend on the dispatched branches, or none gives finite evidence; then nothing is changed.
     """
     dispatchers = token_dispatchers(model)
     if not losses:
@@ -82,6 +86,8 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
             for name, (inputs, outcomes) in _log_evidence(model, dispatchers, loss).items():
                 found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
                 found.add(inputs, outcomes)
+    if not all(found.count for found in moments.values()):
+        raise ValueError('losses must give finite evidence for some image, got none. Has training diverged?')
     explained = {}
     with torch.no_grad():
         for name, found in moments.items():
@@ -97,7 +103,8 @@ def _log_evidence(
     """Inputs of the gates (M, C) and log evidence (M,) of one batch, by branch name."""
     with torch.enable_grad(), _differentiable_masks(model) as seen:
         value = loss() * SCALE
-        masks = {name: mask for name, (_, mask) in seen.items() if name in dispatchers and mask.shape[1]}
+        masks = {name: mask for name, (_, mask) in seen.items() if name in dispatchers}
+        masks = {name: mask for name, mask in masks.items() if mask.shape[1] > dispatchers[name].num_prefix_tokens}
         if not (value.requires_grad and masks):
             raise ValueError('losses must depend on the dispatched branches of the model, got one that does not.')
         gradients = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
@@ -106,8 +113,8 @@ def _log_evidence(
         for (name, mask), gradient in zip(masks.items(), gradients, strict=True)
     }
     evidence = {name: values[:, dispatchers[name].num_prefix_tokens :, 0] for name, values in evidence.items()}
-    evidence = {name: values for name, values in evidence.items() if values.numel()}
     mean = torch.stack([values.mean(1) for values in evidence.values()]).mean(0)[:, None]  # (B, 1)
+    mean = mean.where(mean.isfinite(), math.nan)  # an overflow anywhere spoils its image
     logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
     inputs = {name: seen[name][0][:, dispatchers[name].num_prefix_tokens :].flatten(0, 1) for name in logs}
     finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence

@@ -34,7 +34,7 @@ def split(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     """As :func:`masked`, for less: no gradient flows through the branch at inactive tokens, so none is prepared.
 
     Their update is multiplied by 0, eq. (5): its gradient to the branch and its input is exactly zero, and only its
-    value is needed, for the gradient of the dispatcher; where this is not trained either, they do not run at all.
+    value is needed, for the gradient of the dispatcher; where nothing asks for that, they do not run at all.
     Gradients are those of :func:`masked`, time and memory of the inactive tokens are saved. For branches that treat
     each token on its own (an MLP).
     The arguments are those of :func:`masked`.

@@ -12,6 +12,7 @@ import torch
 import torch.nn as nn
 from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
@@ -64,6 +65,7 @@ def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
     return rate
 
 
+@torch.no_grad()
 def calibrate_host(
     host: nn.Module,
     train: DataLoader,
@@ -94,7 +96,7 @@ def calibrate_host(
         As of :func:`mmdyt.core.calibrate.calibrate`.
 
     Raises:
-        ValueError: If no rate gives ``target_gmacs``.
+        ValueError: If no rate gives ``target_gmacs`` to 0.5 %.
     """
     with seeded():
         batches = [part for batch in some_batches(train, val, num_batches) for part in _equal_sizes(batch)]
@@ -125,9 +127,10 @@ def _calibrate_cost(host: nn.Module, forwards: Forwards, target_gmacs: float, ru
         rate = min(max(low[0] + share * (high[0] - low[0]), LEAST_RATE), 1.0)
         found, gmacs = calibrate_to(rate)
         if abs(gmacs / target_gmacs - 1) <= COST_TOLERANCE:
-            break
+            print_log(f'Cost of the calibration images: {gmacs:.3f} GMACs (target {target_gmacs:.3f}).', 'current')
+            return found
         low, high = ((rate, gmacs), high) if gmacs < target_gmacs else (low, (rate, gmacs))
-    return found
+    raise ValueError(f'target_gmacs must be a cost that a few batches can tell, got {target_gmacs}. Take more batches.')
 
 
 def some_batches(train: DataLoader, val: DataLoader | None, num_batches: int) -> list[dict]:
@@ -181,8 +184,8 @@ class CalibrationHook(Hook):
 
     Runs after the last step and before its checkpoint is saved and validated, in epoch- and iteration-based loops, on
     training images in the pipeline of validation; see :func:`calibrate_host`. Earlier checkpoints and validations have
-    the paper's threshold of 0, those of a run that goes on from a calibrated checkpoint too. In distributed training
-    the first process calibrates and sends the others what it set.  # differs from paper: opt-in.
+    the thresholds of training: the paper's 0, also in a run that goes on from a calibrated checkpoint. In distributed
+    training the first process calibrates and sends the others what it set.  # differs from paper: opt-in.
 
     Args:
         rule: How the rate is divided among the branches, ``'rate_matched'``, ``'uniform'`` or ``'global'``; see

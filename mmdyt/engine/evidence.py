@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from mmdyt.core.branch import record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
 from mmdyt.core.evidence import fit_dispatchers
-from mmdyt.core.losses import check_rate
 from mmdyt.registry import HOOKS
 
 from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
@@ -85,13 +84,13 @@ class EvidenceHook(Hook):
 
     One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
     random, and no loss asks for the rate: the model wants ``rate_weight=0``, its dispatchers ``noise=False``, and
-    ``tuned=('adapter', )`` leaves the gates as they are fitted. Everything that a resumed run needs is in the
-    checkpoint.  # differs from paper: opt-in.
+    ``tuned=('adapter', )`` leaves the gates as they are fitted. Masks have the straight-through gradient of their
+    scores, which reaches the adapters of the layers below. Everything that a resumed run needs is in the checkpoint.
+    A :class:`~mmdyt.engine.calibration.CalibrationHook` belongs behind this one.  # differs from paper: opt-in.
 
     Args:
         begin: Where stage 1 ends, as a fraction of training, in [0, 1).
         end: Where stage 2 ends, in [begin, 1].
-        target_rate: Wanted activation rate, in (0, 1]; None is the model's.
         num_batches: Batches of training images that the gates are fitted on, >= 1. They stay in memory meanwhile.
 
     Raises:
@@ -101,17 +100,14 @@ class EvidenceHook(Hook):
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
-    def __init__(self, begin: float = 0.15, end: float = 0.5, target_rate: float | None = None, num_batches: int = 8):
+    def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8):
         if not 0 <= begin < 1:
             raise ValueError(f'begin must lie in [0, 1), got {begin}.')
         if not begin <= end <= 1:
             raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
-        if target_rate is not None:
-            check_rate(target_rate)
         check_batches(num_batches)
         self.begin = begin
         self.end = end
-        self.target_rate = target_rate
         self.num_batches = num_batches
         self._open = ExitStack()
 
@@ -122,21 +118,24 @@ class EvidenceHook(Hook):
                 'custom_hooks must hold mmdyt.EvidenceHook or EMAHook, got both. Gates are fitted at once.'
             )
         host = unwrapped(runner.model)
-        wanted_rate(host, self.target_rate)
+        wanted_rate(host, None)
         for name, dispatcher in token_dispatchers(host).items():
             if dispatcher.noise:
                 raise ValueError(f'{name}.dispatcher must not sample with mmdyt.EvidenceHook, got noise=True.')
         if getattr(host, 'rate_weight', 0):
             raise ValueError(f'rate_weight must be 0 with mmdyt.EvidenceHook, got {host.rate_weight}.')
-        if runner.iter <= self._first(runner):
+        self._fit_at = self._first(runner)
+        if runner.iter <= self._fit_at:
             self._set(host, -math.inf)
+        elif all(dispatcher.threshold == -math.inf for dispatcher in token_dispatchers(host).values()):
+            self._fit_at = runner.iter  # resumed with a shorter stage 1 than it was begun with
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Fit the gates where stage 2 begins; watch the logits from there."""
         if runner.iter < self._first(runner):
             return
         host = unwrapped(runner.model)
-        if runner.iter == self._first(runner):
+        if runner.iter == self._fit_at:
             self._fit(runner, host)
         self._record = self._open.enter_context(record_dispatch(host))
 
@@ -148,7 +147,7 @@ class EvidenceHook(Hook):
         logits = [d.logits.detach().flatten() for d in self._record.flat() if d.logits is not None]
         self._open.close()
         progress = (runner.iter + 1) / runner.max_iters  # of the next step
-        rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, self.target_rate))
+        rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, None))
         logits = torch.cat(logits)
         threshold = torch.tensor(threshold_for(logits, rate), device=logits.device)
         all_reduce(threshold, 'mean')
@@ -157,7 +156,7 @@ class EvidenceHook(Hook):
 
     def _first(self, runner) -> int:
         """The iteration in which stage 2 begins."""
-        return round(self.begin * runner.max_iters)
+        return min(round(self.begin * runner.max_iters), runner.max_iters - 1)
 
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""

@@ -10,7 +10,7 @@ from mmdyt.core.branch import dynamic_branches, random_masks
 from mmdyt.registry import HOOKS
 
 from .calibration import seeded, unwrapped
-from .flops import LAYER_RATE, branch_labels, find_host
+from .flops import LAYER_RATE, FLOPsHook, branch_labels, find_host
 
 
 @HOOKS.register_module()
@@ -27,9 +27,11 @@ class RandomMasksHook(Hook):
     """
 
     def before_run(self, runner) -> None:
-        """Refuse a model without dispatchers."""
+        """Refuse a model without dispatchers, and a run that does not measure their rates."""
         if not dynamic_branches(runner.model):
             raise ValueError('model must have dispatchers for mmdyt.RandomMasksHook, got none.')
+        if not any(isinstance(hook, FLOPsHook) for hook in runner.hooks[: runner.hooks.index(self)]):
+            raise ValueError('custom_hooks must hold mmdyt.FLOPsHook before mmdyt.RandomMasksHook, got none.')
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Repeat the validation."""
@@ -44,8 +46,6 @@ class RandomMasksHook(Hook):
         names = branch_labels(list(dynamic_branches(backbone)))
         rates = {name: metrics.get(f'{LAYER_RATE}{label}') for name, label in names.items()}
         rates = {name: rate for name, rate in rates.items() if rate is not None}
-        if not rates:
-            raise ValueError('custom_hooks must hold mmdyt.FLOPsHook before mmdyt.RandomMasksHook, got none.')
         again = Evaluator([metric for metric in loop.evaluator.metrics if not isinstance(metric, DumpResults)])
         again.dataset_meta = loop.evaluator.dataset_meta
         model = unwrapped(runner.model)

@@ -52,9 +52,10 @@ class DyTEncoderLayer(TransformerEncoderLayer):
 
     def _mlp_dispatcher_learns(self) -> bool:
         """Whether the rate loss will ask the MLP's dispatcher about every token, read or not."""
-        if not self.training or 'mlp' not in self.dynamic:
+        if not self.training or 'mlp' not in self.dynamic or self.dynamic['mlp'].complete:
             return False
-        return self.dynamic['mlp'].dispatcher is not None and not self.dynamic['mlp'].complete
+        dispatcher = self.dynamic['mlp'].dispatcher
+        return dispatcher is not None and any(parameter.requires_grad for parameter in dispatcher.parameters())
 
     def _add(self, name: str, branch: Branch, x: Tensor, read: int | None) -> Tensor:
         """Tokens plus the update of a branch, dispatched or not."""

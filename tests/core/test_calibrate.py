@@ -139,8 +139,11 @@ def test_layers_are_set_in_network_order():
 
 
 @pytest.mark.parametrize('rule', RULES)
-def test_present_thresholds_modes_and_random_states_do_not_matter(rule):
+@pytest.mark.parametrize('noise', [True, False])
+def test_present_thresholds_modes_and_random_states_do_not_matter(rule, noise):
     model = build()
+    for dispatcher in token_dispatchers(model).values():
+        dispatcher.noise = noise
     expected = calibrate(model, passes(model), 0.4, rule)
     for dispatcher in token_dispatchers(model).values():
         dispatcher.threshold.fill_(3.0)

@@ -160,6 +160,15 @@ def test_an_image_without_evidence_says_nothing():
     torch.testing.assert_close(fits[0], fits[1])
 
 
+@pytest.mark.parametrize('factor', [0.0, torch.nan, torch.inf])
+def test_losses_without_finite_evidence_are_refused_and_change_nothing(factor):
+    model, x = build(), tokens()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match='^losses must give finite evidence for some image, got none'):
+        fit_dispatchers(model, [lambda: model(x).sum() * factor])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ('model', 'losses', 'message'),
     [
@@ -188,6 +197,6 @@ def test_every_branch_of_a_vit_can_be_fitted(dispatch, skip_unread):
     unread = [f'layers.2.dynamic.{"mlp" if dispatch == "attn_mlp" else dispatch}']
     assert list(explained) == (branches[:-1] if skip_unread and unread[0].endswith('mlp') else branches)
     worthless = [name for name in branches if name in unread and not skip_unread]
-    assert all(explained.get(name, 0) < 1e-6 for name in worthless)  # the class token does not read them
+    assert all(explained.get(name, 0) < 1e-6 for name in worthless)  # their own update is not read
     found = calibrate(vit, [lambda: vit(images)], 0.5, 'global')
     assert sum(branch.rate for branch in found.values()) / len(found) == pytest.approx(0.5, abs=0.02)

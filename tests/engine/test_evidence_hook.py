@@ -99,6 +99,16 @@ def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_a_run_that_is_resumed_past_the_fit_is_fitted_at_once(staged, run_tool, tmp_path):
+    work_dir, config = staged
+    args = '--work-dir', tmp_path, '--resume', work_dir / 'iter_3.pth', '--cfg-options', 'custom_hooks.3.begin=0.1'
+    run_tool('train', config, *args)
+    (log,) = tmp_path.glob('*/*.log')
+    assert log.read_text().count('Fitted dispatchers') == 1
+    last = of_dispatchers(tmp_path / 'iter_6.pth', 'threshold')
+    assert last[0].isfinite()
+
+
 def test_processes_end_alike(tiny_config, tmp_path):
     (tmp_path / 'rank_hook.py').write_text(RANK_HOOK)
     config = CONFIG.format(base=tiny_config).replace('custom_hooks = [', "custom_hooks = [dict(type='WriteState'), ")
@@ -124,7 +134,6 @@ def test_the_schedule_falls_in_a_line():
         (dict(begin=1.0), r'begin must lie in \[0, 1\), got 1.0'),
         (dict(begin=0.5, end=0.4), r'end must lie in \[begin, 1\] = \[0.5, 1\], got 0.4'),
         (dict(end=1.1), r'end must lie in .*, got 1.1'),
-        (dict(target_rate=50), r'target_rate must lie in \(0, 1\], got 50. Rates are fractions'),
         (dict(num_batches=0), 'num_batches must be at least 1, got 0'),
     ],
 )

@@ -76,8 +76,8 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
 
 
 def dispatcher_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What belongs to dispatchers in the state of a model."""
-    return {name: tensor for name, tensor in model.state_dict().items() if '.dispatcher.' in name}
+    """What a fit and a calibration set in the state of a model."""
+    return {name: tensor for name, tensor in model.state_dict().items() if '.dispatcher.' in name or '.substitute.' in name}
 
 
 def fit(model: nn.Module, train: DataLoader, batches: int) -> None:

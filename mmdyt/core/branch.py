@@ -1,6 +1,6 @@
 """A frozen residual branch, dispatched: the seam between Dynamic Tuning and any Vision Transformer."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -30,6 +30,8 @@ class DynamicBranch(nn.Module):
         training: Executor of training, ``'masked'``; ``'split'``, the same gradients for less, for a branch that
             treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
             inference of attention compute different functions.
+        substitute: Maps (B, N, C) to what inactive tokens get instead of the branch's update, (B, N, C) or (C,);
+            None is nothing, as in the paper.
 
     In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place.
 
@@ -46,6 +48,7 @@ class DynamicBranch(nn.Module):
         dispatcher: nn.Module | None,
         inference: str = 'packed',
         training: str = 'masked',
+        substitute: nn.Module | None = None,
     ):
         super().__init__()
         if inference not in INFERENCE:
@@ -54,14 +57,16 @@ class DynamicBranch(nn.Module):
             raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
         self.adapter = adapter
         self.dispatcher = dispatcher
+        self.substitute = substitute
         self.inference = inference
         self.training_executor = training
         self.complete = False
         self._records: list[DispatchRecord] = []
+        self._watchers: list[Callable[[Tensor], None]] = []
 
     def reset_parameters(self) -> None:
-        """Draw adapter and dispatcher anew."""
-        for part in (self.adapter, self.dispatcher):
+        """Draw adapter and dispatcher anew; substitutes become zero."""
+        for part in (self.adapter, self.dispatcher, self.substitute):
             if part is not None:
                 part.reset_parameters()
 
@@ -78,9 +83,14 @@ class DynamicBranch(nn.Module):
         out = out.clone() if self.adapter is None else out + self.adapter(out)  # eq. (6): X + Adapter(X)
         if self.complete or self.dispatcher is None:
             self._record(self._all_active(x))
-            return out + branch(x, Layout(read=read))
+            update = branch(x, Layout(read=read))
+            for watcher in self._watchers:
+                watcher(update)
+            return out + update
         dispatch = self.dispatcher(x)  # eqs. (3), (4)
         self._record(dispatch)
+        if self.substitute is not None:
+            out = out + (1 - dispatch.mask[:, :read]).to(out.dtype) * self.substitute(x[:, :read])
         executor = self._executor()
         if read is not None:
             return read_prefix(branch, x, out, dispatch.mask, pack=executor == 'packed')
@@ -99,7 +109,7 @@ class DynamicBranch(nn.Module):
 
     def __getstate__(self) -> dict:
         """A copy (of an averaged model, say) does not write into the records of the original."""
-        return super().__getstate__() | dict(_records=[])
+        return super().__getstate__() | dict(_records=[], _watchers=[])
 
     def _record(self, dispatch: Dispatch) -> None:
         for record in self._records:
@@ -155,6 +165,25 @@ def complete_model(model: nn.Module) -> Iterator[None]:
     finally:
         for branch, complete in zip(branches, before, strict=True):
             branch.complete = complete
+
+
+@contextmanager
+def watch_updates(model: nn.Module, watcher: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the context, see the updates that the dispatched branches of ``model`` give as the complete model.
+
+    Args:
+        model: Run it under :func:`complete_model`.
+        watcher: Called with the module name of a branch and its update (B, N, C), or (B, read, C) where only the
+            leading tokens are wanted.
+    """
+    branches = dynamic_branches(model)
+    for name, branch in branches.items():
+        branch._watchers.append(partial(watcher, name))
+    try:
+        yield
+    finally:
+        for branch in branches.values():
+            branch._watchers.pop()
 
 
 @contextmanager

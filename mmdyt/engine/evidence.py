@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mmdyt.core.branch import record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
 from mmdyt.core.evidence import fit_dispatchers
+from mmdyt.core.substitute import fit_substitutes
 from mmdyt.registry import HOOKS
 
 from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
@@ -61,7 +62,9 @@ def fit_host(
         for name in weights:
             setattr(host, name, 0.0)
         with seeded():
-            return fit_dispatchers(host, [partial(loss, batch) for batch in some_batches(train, None, num_batches)])
+            losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
+            fit_substitutes(host, losses)
+            return fit_dispatchers(host, losses)
     finally:
         for name, weight in weights.items():
             setattr(host, name, weight)

@@ -14,11 +14,12 @@ from mmdyt.core.adapter import Adapter, MoEAdapter
 from mmdyt.core.branch import INFERENCE, TRAINING, DynamicBranch, dynamic_branches
 from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 from mmdyt.core.macs import Count, ViTSize, dense_vit_macs, linear_weights, vit_macs
+from mmdyt.core.substitute import MeanUpdate
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.encoder_layer import DyTEncoderLayer
 from mmdyt.registry import MODELS
 
-for part in (Adapter, MoEAdapter, TokenDispatcher, SampleDispatcher, RandomDispatcher):
+for part in (Adapter, MoEAdapter, TokenDispatcher, SampleDispatcher, RandomDispatcher, MeanUpdate):
     MODELS.register_module(module=part)
 
 ADAPTER = MappingProxyType(dict(type='mmdyt.Adapter'))
@@ -55,6 +56,8 @@ class DyTVisionTransformer(VisionTransformer):
         adapter: Config of the adapter of each branch; ``dim`` is filled in. None is no adapter.
         dispatcher: Config of the dispatcher of each branch; ``dim`` and ``num_prefix_tokens`` are filled in. None
             dispatches nothing: with an adapter that is the plain parallel adapter (AdaptFormer), without the plain ViT.
+        substitute: Config of what inactive tokens get instead of each branch, ``dict(type='mmdyt.MeanUpdate')``;
+            ``dim`` is filled in. None is nothing, as in the paper.
         inference: Executor of inference, ``'packed'`` or ``'masked'``; see
             :class:`~mmdyt.core.branch.DynamicBranch`.
         training: Executor of training, ``'split'``, ``'masked'`` or ``'masked_all_keys'``; see there. ``'split'``, the
@@ -63,8 +66,8 @@ class DyTVisionTransformer(VisionTransformer):
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
-            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default adapters and dispatchers, where there
-            are any.
+            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default adapters, dispatchers and substitutes,
+            where there are any.
         **vit: Arguments of mmpretrain's ``VisionTransformer`` (``img_size``, ``out_indices``,
             ``out_type``, ``final_norm``, ``drop_path_rate`` ...), but ``frozen_stages``.
 
@@ -85,6 +88,7 @@ class DyTVisionTransformer(VisionTransformer):
         dispatch: str = 'mlp',
         adapter: Mapping | None = ADAPTER,
         dispatcher: Mapping | None = DISPATCHER,
+        substitute: Mapping | None = None,
         inference: str = 'packed',
         training: str = 'split',
         skip_unread: bool = False,
@@ -93,7 +97,7 @@ class DyTVisionTransformer(VisionTransformer):
     ):
         if dispatch not in DISPATCH:
             raise ValueError(f'dispatch must be one of {list(DISPATCH)}, got {dispatch!r}.')
-        for name, part in dict(adapter=adapter, dispatcher=dispatcher).items():
+        for name, part in dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute).items():
             if not (part is None or isinstance(part, Mapping)):
                 raise ValueError(f'{name} must be a config or None, got {part!r}.')
         if training not in TRAINING:
@@ -117,12 +121,15 @@ class DyTVisionTransformer(VisionTransformer):
                 'the same, and distributed training needs find_unused_parameters=True.',
                 stacklevel=2,
             )
+        if substitute is not None and dispatcher is None:
+            raise ValueError(f'substitute must be None without a dispatcher, got {substitute!r}.')
         self.dispatch = dispatch
         width = dict(dim=self.embed_dims)
         adapter = adapter if adapter is None else ADAPTER | adapter | width
         if dispatcher is not None:
             dispatcher = DISPATCHER | dispatcher | width | dict(num_prefix_tokens=self.num_extra_tokens)
-        self.layers = ModuleList(self._adopt(layer, adapter, dispatcher, inference, training) for layer in self.layers)
+        parts = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute and substitute | width)
+        self.layers = ModuleList(self._adopt(layer, parts, inference, training) for layer in self.layers)
         self.skip_unread = skip_unread
         if skip_unread:
             self._check_unread_can_be_skipped()
@@ -130,29 +137,23 @@ class DyTVisionTransformer(VisionTransformer):
         set_tuned(self, self._added_parts() if tuned is None else tuned)
 
     def _adopt(
-        self,
-        layer: TransformerEncoderLayer,
-        adapter: dict | None,
-        dispatcher: dict | None,
-        inference: str,
-        training: str,
+        self, layer: TransformerEncoderLayer, parts: dict[str, dict | None], inference: str, training: str
     ) -> DyTEncoderLayer:
-        """The dynamic layer made of a plain one."""
+        """The dynamic layer made of a plain one, each branch with parts of its own."""
         dynamic = {}
-        for kind in DISPATCH[self.dispatch] if adapter or dispatcher else ():
+        for kind in DISPATCH[self.dispatch] if any(parts.values()) else ():
             each_token_alone = kind == 'mlp' and not _drops_paths(layer.ffn)
             dynamic[kind] = DynamicBranch(
-                adapter and MODELS.build(adapter),
-                dispatcher and MODELS.build(dispatcher),
-                inference,
-                'masked' if training == 'split' and not each_token_alone else training,
+                inference=inference,
+                training='masked' if training == 'split' and not each_token_alone else training,
+                **{name: part and MODELS.build(part) for name, part in parts.items()},
             )
         return DyTEncoderLayer(layer, dynamic)
 
     def _added_parts(self) -> list[str]:
         """Patterns of the parameters that Dynamic Tuning added, as far as there are any."""
         names = [name for name, _ in self.named_parameters()]
-        return [part for part in ('adapter', 'dispatcher') if any(f'.{part}.' in name for name in names)]
+        return [part for part in ('adapter', 'dispatcher', 'substitute') if any(f'.{part}.' in name for name in names)]
 
     def _check_unread_can_be_skipped(self) -> None:
         """Refuse ``skip_unread`` where something reads what would be skipped."""

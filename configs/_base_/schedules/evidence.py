@@ -3,7 +3,10 @@ evidence_model = dict(
     rate_weight=0.0,
     complete_weight=0.0,
     distill_weight=0.0,
-    backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
+    backbone=dict(
+        dispatcher=dict(noise=False),
+        substitute=dict(type='mmdyt.MeanUpdate'),
+        tuned=('adapter', 'substitute')))
 evidence_hooks = [
     dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
     dict(type='mmdyt.CalibrationHook', rule='global'),

@@ -20,7 +20,7 @@ from mmengine.registry import MODELS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from mmdyt.core.calibrate import RULES, Calibrated, token_dispatchers  # noqa: E402
+from mmdyt.core.calibrate import RULES, Calibrated, check_per_image, token_dispatchers  # noqa: E402
 from mmdyt.engine import preflight  # noqa: E402
 from mmdyt.engine.calibration import calibrate_host, check_request, sentence, wanted_rate  # noqa: E402
 from mmdyt.engine.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors  # noqa: E402
@@ -41,6 +41,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--target-rate', type=float, help="wanted activation rate in (0, 1]; default: the model's")
     parser.add_argument('--target-gmacs', type=float, help='wanted cost instead, neck and head included')
     parser.add_argument('--batches', type=int, default=8, help='batches of training images; default: 8')
+    parser.add_argument('--per-image', action='store_true', help='the same rate for every image, whatever it shows')
     parser.add_argument(
         '--fit', action='store_true', help='first fit the dispatchers to evidence; the checkpoint may have none'
     )
@@ -71,25 +72,30 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     if args.fit:
         tensors = dispatcher_tensors(model) | tensors
     check_fit(model, tensors, args.checkpoint, exact=True)  # loads it too
-    token_dispatchers(model)
+    check_per_image(token_dispatchers(model), args.per_image)
     return cfg, model
 
 
 def dispatcher_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """What a fit and a calibration set in the state of a model."""
-    return {name: tensor for name, tensor in model.state_dict().items() if '.dispatcher.' in name or '.substitute.' in name}
+    parts = '.dispatcher.', '.substitute.'
+    return {name: tensor for name, tensor in model.state_dict().items() if any(part in name for part in parts)}
 
 
 def fit(model: nn.Module, train: DataLoader, batches: int) -> None:
     """Fit the dispatchers with every token active, and print how well that went."""
     for dispatcher in token_dispatchers(model).values():
         dispatcher.threshold.fill_(-math.inf)
+        dispatcher.capacity = None
     print(fit_sentence(fit_host(model, train, batches)))
 
 
 def write(model: nn.Module, checkpoint: str, out: Path) -> None:
     """The checkpoint, with the dispatchers of the model."""
     content = read_checkpoint(checkpoint) | dict(state_dict=read_tensors(checkpoint))
+    capacities = [name for name in content['state_dict'] if name.endswith('.dispatcher.capacity')]
+    for name in capacities:  # of an earlier calibration
+        del content['state_dict'][name]
     content['state_dict'].update({name: tensor.cpu() for name, tensor in dispatcher_tensors(model).items()})
     torch.save(content, out)
 
@@ -112,7 +118,7 @@ def main() -> None:
         model.to(get_device())
         if args.fit:
             fit(model, loaders[0], args.batches)
-        found = calibrate_host(model, *loaders, rate, args.rule, args.batches, args.target_gmacs)
+        found = calibrate_host(model, *loaders, rate, args.rule, args.batches, args.target_gmacs, args.per_image)
         write(model, args.checkpoint, args.out)
     print(report(found, rate))
     print(f'Wrote {args.out}.')

@@ -31,6 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--target-gmacs', type=float, help='calibrate to this cost first; not stored')
     parser.add_argument('--rule', default=RULES[0], help=f'of the calibration: {", ".join(RULES)}')
     parser.add_argument('--batches', type=int, default=8, help='of training images for the calibration; default: 8')
+    parser.add_argument('--per-image', action='store_true', help='of the calibration: the same rate for every image')
     parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
@@ -52,6 +53,7 @@ def calibrate(runner: Runner, args: argparse.Namespace) -> None:
         args.rule,
         args.batches,
         args.target_gmacs,
+        args.per_image,
     )
     runner.logger.info(f'Calibrated thresholds ({args.rule}): {sentence(found, args.target_rate)}')
 
@@ -72,6 +74,8 @@ def main() -> None:
             preflight.dump_predictions(cfg, args.dump)
         preflight.check(cfg, loops=('test',))
         calibrates = args.target_rate is not None or args.target_gmacs is not None
+        if args.per_image and not calibrates:
+            raise ValueError('--per-image must come with --target-rate or --target-gmacs, got neither.')
         check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
         if calibrates:
             if any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks', [])):

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .branch import dynamic_branches, record_dispatch
-from .dispatcher import TokenDispatcher
+from .dispatcher import SampleDispatcher, TokenDispatcher
 from .losses import check_rate
 
 RULES = ('rate_matched', 'uniform', 'global')
@@ -29,11 +29,13 @@ class Calibrated(NamedTuple):
 
     Attributes:
         threshold: Of its dispatcher, in logit units; -inf runs every token.
-        rate: Fraction of active patch tokens, measured with it on the calibration images.
+        rate: Fraction of active patch tokens, measured on the calibration images.
+        capacity: Of its dispatcher; None where the threshold decides.
     """
 
     threshold: float
     rate: float
+    capacity: float | None = None
 
 
 def check_rule(rule: str, target_rate: float) -> None:
@@ -45,6 +47,17 @@ def check_rule(rule: str, target_rate: float) -> None:
     if rule not in RULES:
         raise ValueError(f'rule must be one of {list(RULES)}, got {rule!r}.')
     check_rate(target_rate)
+
+
+def check_per_image(dispatchers: dict[str, TokenDispatcher], per_image: bool) -> None:
+    """Refuse equal rates of all images where one decision is made for all tokens of an image.
+
+    Raises:
+        ValueError: Naming the first such branch.
+    """
+    for name, dispatcher in dispatchers.items():
+        if per_image and isinstance(dispatcher, SampleDispatcher):
+            raise ValueError(f'per_image must be False with the SampleDispatcher of {name}, got True.')
 
 
 def token_dispatchers(model: nn.Module) -> dict[str, TokenDispatcher]:
@@ -62,7 +75,7 @@ def token_dispatchers(model: nn.Module) -> dict[str, TokenDispatcher]:
 
 @torch.no_grad()
 def calibrate(
-    model: nn.Module, forwards: Forwards, target_rate: float, rule: str = 'rate_matched'
+    model: nn.Module, forwards: Forwards, target_rate: float, rule: str = 'rate_matched', per_image: bool = False
 ) -> dict[str, Calibrated]:
     """Set the thresholds of a trained model such that its activation rate on some images is ``target_rate``.
 
@@ -75,7 +88,10 @@ def calibrate(
     - ``uniform``: each branch has the rate ``target_rate``.
     - ``global``: all branches have the same threshold, found over whole passes, to 0.001 of the rate.
 
-    The first two are exact on these images up to ties of logits: a threshold lies midway between two neighbouring
+    Thresholds that meet a rate on these images may miss it on others, that look different. ``per_image`` leaves no room
+    for that: each branch then takes the best tokens of every image, as many as the rule gave it on average.
+
+    The first two rules are exact on these images up to ties of logits: a threshold lies midway between two neighbouring
     logits. Branches are set in network order, each in a pass of its own, since the decisions of one change what the
     next ones see. The result depends neither on the present thresholds nor on the state of the random number
     generators, and leaves the latter and the training mode as they were.
@@ -85,6 +101,8 @@ def calibrate(
         forwards: Each runs the model on some images; all are called L + 3 times (``global``: some 6 times).
         target_rate: Wanted activation rate, in (0, 1].
         rule: One of the above.
+        per_image: Set capacities too, the rates that the thresholds gave: every image then has the same rate, whatever
+            it shows, to the nearest token of each branch.
 
     Returns:
         What was set, and the rate that it gave, by branch name. Branches that no patch token reached are left out, and
@@ -98,7 +116,7 @@ def calibrate(
     if not forwards:
         raise ValueError('forwards must hold at least one forward pass, got none.')
     with eval_mode(model):
-        dispatchers = _reached(model, forwards)
+        dispatchers = _reached(model, forwards, per_image)
         if rule == 'global':
             _set_all(model, forwards, dispatchers, target_rate)
         else:
@@ -107,7 +125,12 @@ def calibrate(
                 shares = _trained_shares(model, forwards, dispatchers, target_rate)
             _set_in_order(model, forwards, dispatchers, shares)
         rates = measured_rates(model, forwards)
-    return {name: Calibrated(dispatchers[name].threshold.item(), rate) for name, rate in rates.items()}
+        if per_image:
+            for name, rate in rates.items():
+                dispatchers[name].capacity = rate
+            rates = measured_rates(model, forwards)
+    found = {name: dispatchers[name] for name in rates}
+    return {name: Calibrated(d.threshold.item(), rates[name], d.capacity) for name, d in found.items()}
 
 
 @torch.no_grad()
@@ -147,12 +170,15 @@ def threshold_for(logits: Tensor, share: float) -> float:
     return (middle if middle < above else below).item()  # neighbouring floats have nothing between them
 
 
-def _reached(model: nn.Module, forwards: Forwards) -> dict[str, TokenDispatcher]:
+def _reached(model: nn.Module, forwards: Forwards, per_image: bool) -> dict[str, TokenDispatcher]:
     """The dispatchers that decide about a patch token, by branch name; checks that there is something to calibrate."""
     dispatchers = token_dispatchers(model)
+    check_per_image(dispatchers, per_image)
     logits = _logits(model, forwards, dispatchers)
     if not logits:
         raise ValueError('forwards must run the model, dispatched, on images with patch tokens, got none.')
+    for name in logits:
+        dispatchers[name].capacity = None
     return {name: dispatchers[name] for name in logits}
 
 

@@ -80,13 +80,34 @@ def hard_mask(logits: Tensor, threshold: Tensor) -> Tensor:
     return (logits > threshold.to(logits)).to(logits.dtype)
 
 
+def top_mask(logits: Tensor, capacity: float) -> Tensor:
+    """Noise-free mask with the same number of active tokens in each image: those of the highest logits.
+
+    Args:
+        logits: (B, M, 1).
+        capacity: Fraction of the M tokens that are active, in [0, 1], to the nearest token.
+
+    Shape:
+        Same as ``logits``.
+    """
+    active = logits.topk(round(capacity * logits.shape[1]), dim=1).indices
+    return torch.zeros_like(logits).scatter_(1, active, 1.0)
+
+
 class TokenDispatcher(nn.Module):
     """One linear score per patch token; prefix tokens are always active.
 
     Training samples the mask with Gumbel noise, eqs. (3) to (5); inference is noise-free, ``logit > threshold``. The
-    buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it. Training with noise
-    does not read it and makes it 0 again, since it belonged to scores that change. The score is computed in fp32 under
-    any autocast. Source: Dynamic Tuning (arXiv 2403.11808), eqs. (3) to (5).
+    buffer ``threshold`` is 0, the paper's, until :func:`mmdyt.core.calibrate.calibrate` sets it. With a ``capacity``,
+    which calibration may set too, inference takes the best tokens of each image instead, equally many of each, as in
+    Mixture-of-Depths (Raposo et al., 2024). Training with noise reads neither and makes them 0 and None again, since
+    they belonged to scores that change. The score is computed in fp32 under any autocast. Source: Dynamic Tuning (arXiv
+    2403.11808), eqs. (3) to (5).
+
+    Attributes:
+        threshold: Buffer, logit units.
+        capacity: Fraction of the patch tokens of each image that are active, in [0, 1]; None leaves it to the
+            threshold. A number of Python, so that nothing waits for a GPU to tell it; saved with the buffers.
 
     Args:
         dim: Token width C.
@@ -122,23 +143,33 @@ class TokenDispatcher(nn.Module):
         self.initial_rate = initial_rate
         self.noise = noise
         self.gate = nn.Linear(dim, 1)
-        self.register_buffer('threshold', torch.zeros(()))  # logit units
+        self.register_buffer('threshold', torch.zeros(()))
+        self.capacity: float | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Truncated normal (std 0.02) weight; the bias is the logit of the initial rate, 0 for the paper's 0.5.
 
-        The threshold becomes the paper's 0: it belonged to the former scores.
+        The threshold becomes the paper's 0, and there is no capacity: they belonged to the former scores.
         """
         nn.init.trunc_normal_(self.gate.weight, std=0.02)
         nn.init.constant_(self.gate.bias, math.log(self.initial_rate / (1 - self.initial_rate)))
         self.threshold.zero_()
+        self.capacity = None
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        """With the capacity, where there is one."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.capacity is not None:
+            destination[f'{prefix}capacity'] = torch.tensor(self.capacity, dtype=torch.float64)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """A gate saved before there were thresholds has the paper's 0, and nothing is missing."""
         gate = state_dict.get(f'{prefix}gate.weight')
         if gate is not None:
             state_dict.setdefault(f'{prefix}threshold', gate.new_zeros((), dtype=torch.float32))
+            capacity = state_dict.pop(f'{prefix}capacity', None)
+            self.capacity = None if capacity is None else capacity.item()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def score(self, x: Tensor) -> Tensor:
@@ -151,15 +182,22 @@ class TokenDispatcher(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
 
+    def decide(self, logits: Tensor) -> Tensor:
+        """Noise-free mask (B, N - P, 1), by the capacity or else by the threshold."""
+        if self.capacity is not None:
+            return top_mask(logits, self.capacity)
+        return hard_mask(logits, self.threshold)  # eq. (3)
+
     def forward(self, x: Tensor) -> Dispatch:
         """Decide for every token of ``x`` whether it runs the branch."""
         logits = self.score(x)
         if self.training and self.noise:
             if torch.is_grad_enabled():
                 self.threshold.zero_()
+                self.capacity = None
             mask = straight_through(gumbel_sigmoid(logits, self.tau))  # eqs. (4), (5)
         else:
-            mask = hard_mask(logits, self.threshold)  # eq. (3)
+            mask = self.decide(logits)
             if self.training:
                 mask = straight_through(torch.sigmoid((logits - self.threshold) / self.tau), mask)
         mask = F.pad(mask, (0, 0, self.num_prefix_tokens, 0), value=1.0)  # CLS always active

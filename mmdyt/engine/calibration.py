@@ -10,14 +10,14 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn as nn
-from mmengine.dist import broadcast, is_main_process
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmdyt.core.calibrate import Calibrated, Forwards, calibrate, check_rule, eval_mode, token_dispatchers
+from mmdyt.core.calibrate import Calibrated, Forwards, calibrate, check_per_image, check_rule, eval_mode, token_dispatchers
 from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS
@@ -74,6 +74,7 @@ def calibrate_host(
     rule: str,
     num_batches: int,
     target_gmacs: float | None = None,
+    per_image: bool = False,
 ) -> dict[str, Calibrated]:
     """Calibrate a host model on training images that run as in a test, always the same ones.
 
@@ -91,6 +92,7 @@ def calibrate_host(
         num_batches: How many batches of training images, >= 1.
         target_gmacs: Wanted cost of an image or clip, neck and head included, in 1e9 multiply-adds; the rate is
             searched that gives it to 0.5 %.
+        per_image: See :func:`mmdyt.core.calibrate.calibrate`.
 
     Returns:
         As of :func:`mmdyt.core.calibrate.calibrate`.
@@ -102,15 +104,17 @@ def calibrate_host(
         batches = [part for batch in some_batches(train, val, num_batches) for part in _equal_sizes(batch)]
         forwards = [partial(host.test_step, batch) for batch in batches]
         if target_gmacs is None:
-            return calibrate(host, forwards, target_rate, rule)
-        return _calibrate_cost(host, forwards, target_gmacs, rule)
+            return calibrate(host, forwards, target_rate, rule, per_image)
+        return _calibrate_cost(host, forwards, target_gmacs, rule, per_image)
 
 
-def _calibrate_cost(host: nn.Module, forwards: Forwards, target_gmacs: float, rule: str) -> dict[str, Calibrated]:
+def _calibrate_cost(
+    host: nn.Module, forwards: Forwards, target_gmacs: float, rule: str, per_image: bool
+) -> dict[str, Calibrated]:
     """Calibrate to a cost: false position on the rate, which is exact at once where the cost is linear in it."""
 
     def calibrate_to(rate: float) -> tuple[dict[str, Calibrated], float]:
-        found = calibrate(host, forwards, rate, rule)
+        found = calibrate(host, forwards, rate, rule, per_image)
         with CostCounter(host) as counter, eval_mode(host):
             for forward in forwards:
                 counter.add_images(len(forward()))
@@ -192,6 +196,7 @@ class CalibrationHook(Hook):
             :func:`mmdyt.core.calibrate.calibrate`.
         target_rate: Wanted activation rate, in (0, 1]; None is that of the model's rate loss.
         num_batches: How many batches of training images decide, >= 1. They stay in memory meanwhile.
+        per_image: Give every image the same rate, so that images which look different from these meet it too.
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no thresholds or no target
@@ -201,12 +206,21 @@ class CalibrationHook(Hook):
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
-    def __init__(self, rule: str = 'rate_matched', target_rate: float | None = None, num_batches: int = 8):
+    def __init__(
+        self,
+        rule: str = 'rate_matched',
+        target_rate: float | None = None,
+        num_batches: int = 8,
+        per_image: bool = False,
+    ):
         check_rule(rule, 1.0 if target_rate is None else target_rate)
         check_batches(num_batches)
+        if not isinstance(per_image, bool):
+            raise ValueError(f'per_image must be True or False, got {per_image!r}.')
         self.rule = rule
         self.target_rate = target_rate
         self.num_batches = num_batches
+        self.per_image = per_image
 
     def before_train(self, runner) -> None:
         """Refuse what cannot be calibrated, images included."""
@@ -217,7 +231,7 @@ class CalibrationHook(Hook):
             )
         host = unwrapped(runner.model)
         wanted_rate(host, self.target_rate)
-        token_dispatchers(host)
+        check_per_image(token_dispatchers(host), self.per_image)
         with seeded():
             some_batches(runner.train_dataloader, _val_dataloader(runner), 1)  # better now than after the last step
 
@@ -239,22 +253,25 @@ class CalibrationHook(Hook):
         """Set the same thresholds in all processes, and log what they give; whatever goes wrong, training is kept."""
         host = unwrapped(runner.model)
         rate = wanted_rate(host, self.target_rate)
-        thresholds = [dispatcher.threshold for dispatcher in token_dispatchers(host).values()]
+        dispatchers = list(token_dispatchers(host).values())
+        decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
         if is_main_process():
-            before = [threshold.clone() for threshold in thresholds]
             val = _val_dataloader(runner)
             try:
-                found = calibrate_host(host, runner.train_dataloader, val, rate, self.rule, self.num_batches)
+                found = calibrate_host(
+                    host, runner.train_dataloader, val, rate, self.rule, self.num_batches, per_image=self.per_image
+                )
+                decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
                 runner.logger.info(f'Calibrated thresholds ({self.rule}): {sentence(found, rate)}')
             except Exception as error:  # the weights are not saved yet
-                for threshold, value in zip(thresholds, before, strict=True):
-                    threshold.copy_(value)
                 runner.logger.error(
                     f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do it '
                     'with tools/calibrate.py.'
                 )
-        for threshold in thresholds:
-            broadcast(threshold)
+        broadcast_object_list(decisions)
+        for dispatcher, (threshold, capacity) in zip(dispatchers, decisions, strict=True):
+            dispatcher.threshold.fill_(threshold)
+            dispatcher.capacity = capacity
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -175,3 +175,4 @@ class EvidenceHook(Hook):
         """The same threshold for all branches."""
         for dispatcher in token_dispatchers(host).values():
             dispatcher.threshold.fill_(threshold)
+            dispatcher.capacity = None

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from mmengine.runner import load_state_dict
 
-from mmdyt.core.branch import complete_model, dynamic_branches
+from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.calibrate import RULES, calibrate, measured_rates, threshold_for, token_dispatchers
 from mmdyt.models import DyTVisionTransformer
 
@@ -168,7 +169,7 @@ def test_modes_are_restored_after_an_error():
 def test_a_rate_of_one_runs_every_token_of_every_image(rule):
     model = build()
     found = calibrate(model, passes(model), 1.0, rule)
-    assert set(found.values()) == {(-math.inf, 1.0)}
+    assert set(found.values()) == {(-math.inf, 1.0, None)}
     assert set(measured_rates(model, passes(model, seed=2)).values()) == {1.0}
 
 
@@ -239,6 +240,80 @@ def test_only_thresholds_change():
     calibrate(model, passes(model), 0.4)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f'layers.{i}.dynamic.mlp.dispatcher.threshold' for i in range(LAYERS)}
+
+
+def capacities(model: nn.Module) -> list:
+    return [dispatcher.capacity for dispatcher in token_dispatchers(model).values()]
+
+
+def rates_by_image(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """(L, B)."""
+    with torch.no_grad(), record_dispatch(model) as record:
+        model(x)
+    return torch.stack([dispatch.patch_mask.mean(dim=(1, 2)) for dispatch in record.flat()])
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('target', [0.3, 0.7])
+def test_per_image_every_image_has_the_rate_whatever_it_shows(rule, target):
+    model, others = build(), 3 * images(8, seed=5) + 1
+    shared = rates_of(calibrate(model, passes(model), target, rule))
+    assert capacities(model) == [None] * LAYERS
+    assert rates_by_image(model, others).mean() != pytest.approx(target, abs=0.02)  # these look different
+    found = calibrate(model, passes(model), target, rule, per_image=True)
+    assert capacities(model) == [branch.capacity for branch in found.values()] == shared
+    expected = torch.tensor([round(share * PATCHES) / PATCHES for share in shared])
+    assert torch.equal(rates_by_image(model, others), expected[:, None].expand(-1, 8))
+    assert rates_of(found) == expected.tolist()
+    assert expected.mean() == pytest.approx(target, abs=0.5 / PATCHES)
+
+
+@pytest.mark.parametrize('dispatch', ['mlp', 'attn', 'attn_mlp', 'layer'])
+def test_packed_equals_masked_at_any_capacities(dispatch):
+    model = build(dispatch=dispatch)
+    for capacity in (0.0, 0.3, 1.0):
+        for dispatcher in token_dispatchers(model).values():
+            dispatcher.capacity = capacity
+        outputs = []
+        for kind in ('packed', 'masked'):
+            for branch in dynamic_branches(model).values():
+                branch.inference = kind
+            with torch.no_grad():
+                outputs += model(images(4, seed=3))
+        torch.testing.assert_close(*outputs, rtol=0, atol=2e-5)
+
+
+def test_capacities_survive_save_and_load_and_copies_and_leave_with_others(tmp_path):
+    model = build()
+    before = copy.deepcopy(model.state_dict())
+    calibrate(model, passes(model), 0.4, per_image=True)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    other = build()
+    for load in (nn.Module.load_state_dict, load_state_dict):  # torch's, mmengine's
+        result = load(other, torch.load(tmp_path / 'model.pth', weights_only=True), strict=True)
+        assert result is None or not (result.missing_keys or result.unexpected_keys)
+        assert capacities(other) == capacities(model) == capacities(copy.deepcopy(model)) != [None] * LAYERS
+        load(other, before, strict=True)
+        assert capacities(other) == [None] * LAYERS
+    calibrate(model, passes(model), 0.4)
+    assert capacities(model) == [None] * LAYERS
+
+
+def test_training_with_noise_and_new_parameters_forget_capacities():
+    model = build()
+    calibrate(model, passes(model), 0.4, per_image=True)
+    model.train()(images(2, seed=3))
+    assert capacities(model) == [None] * LAYERS
+    calibrate(model, passes(model), 0.4, per_image=True)
+    for branch in dynamic_branches(model).values():
+        branch.reset_parameters()
+    assert capacities(model) == [None] * LAYERS
+
+
+def test_one_decision_per_image_cannot_be_met_in_every_image():
+    model = build('SampleDispatcher')
+    with pytest.raises(ValueError, match='per_image must be False with the SampleDispatcher of layers.0.dynamic.mlp'):
+        calibrate(model, passes(model), 0.25, per_image=True)
 
 
 @pytest.mark.parametrize('number', [1, 7, 1000])

@@ -184,7 +184,7 @@ def test_a_calibration_that_fails_loses_neither_training_nor_thresholds(monkeypa
     for dispatcher in token_dispatchers(model).values():
         dispatcher.threshold.fill_(2.0)
 
-    def fail(host, *args):
+    def fail(host, *args, **options):
         next(iter(token_dispatchers(host).values())).threshold.fill_(3.0)
         raise MemoryError('too large')
 
@@ -193,6 +193,19 @@ def test_a_calibration_that_fails_loses_neither_training_nor_thresholds(monkeypa
     assert [d.threshold.item() for d in token_dispatchers(model).values()] == [2.0] * LAYERS
     (message,) = caplog.messages
     assert 'Calibration failed (MemoryError: too large)' in message and 'tools/calibrate.py' in message
+
+
+def test_capacities_are_in_the_checkpoint_and_followed_by_tests(calibrated, run_tool, tiny_config, tmp_path):
+    config = tmp_path / 'tiny.py'
+    config.write_text(HOOK.format(base=tiny_config, arguments="rule='uniform', per_image=True"))
+    run_tool('train', config, '--work-dir', tmp_path / 'run', '--resume', calibrated[0] / 'iter_3.pth')
+    state = torch.load(tmp_path / 'run' / 'iter_6.pth')['state_dict']
+    capacities = {name: tensor.item() for name, tensor in state.items() if name.endswith('.dispatcher.capacity')}
+    assert len(capacities) == LAYERS and all(value == pytest.approx(0.5, abs=0.01) for value in capacities.values())
+    run_tool('test', config, tmp_path / 'run' / 'iter_6.pth', '--work-dir', tmp_path / 'test')
+    (file,) = (tmp_path / 'test').glob('*/*.json')
+    report = json.loads(file.read_text())
+    assert [report[f'activation_rate/layer_{i}'] for i in range(LAYERS)] == [0.5] * LAYERS
 
 
 def test_images_that_cannot_be_read_for_it_are_refused_before_training():

@@ -210,6 +210,7 @@ def test_a_test_may_calibrate_for_itself(calibrate, run_tool, tiny_config, train
         (['--target-rate', '50'], 'target_rate must lie in (0, 1], got 50.0'),
         (['--target-gmacs', '0'], 'target_gmacs must be a positive number, got 0.0'),
         (['--target-rate', '0.5', '--rule', 'best'], 'rule must be one of'),
+        (['--per-image'], '--per-image must come with --target-rate or --target-gmacs, got neither'),
         (['--target-rate', '0.5', '--tta'], 'must not be combined with --tta or --complete'),
         (['--target-rate', '0.5', '--cfg-options', 'train_dataloader=None'], 'config must set train_dataloader, got'),
     ],
@@ -218,6 +219,21 @@ def test_a_test_refuses_what_the_tool_refuses(run_tool, tiny_config, trained, tm
     with pytest.raises(SystemExit):
         run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path, *args)
     assert message in capfd.readouterr().err
+
+
+def test_every_image_can_be_given_the_rate(calibrate, run_tool, tiny_config, trained, tmp_path):
+    args = '--rule', 'uniform', '--target-rate', '0.25'
+    out, _ = calibrate(*args, '--per-image')
+    rates = [value for name, value in metrics(run_tool, tiny_config, out, tmp_path).items() if '_rate/' in name]
+    assert rates == [0.25] * LAYERS
+    again, _ = calibrate(*args, checkpoint=out, out='again.pth')
+    once, _ = calibrate(*args, out='once.pth')
+    assert list(state(again)) == list(state(once)) != list(state(out))
+    assert all(torch.equal(state(again)[name], tensor) for name, tensor in state(once).items())
+    work_dir = tmp_path / 'now'
+    run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', work_dir, *args, '--per-image')
+    (file,) = work_dir.glob('*/*.json')
+    assert json.loads(file.read_text())['activation_rate'] == 0.25
 
 
 def test_dispatchers_can_be_fitted_to_a_checkpoint_that_has_none(calibrate, run_tool, tiny_config, trained, tmp_path):

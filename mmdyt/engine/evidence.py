@@ -11,7 +11,7 @@ from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
-from mmdyt.core.branch import record_dispatch
+from mmdyt.core.branch import dynamic_branches, record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
 from mmdyt.core.evidence import fit_dispatchers
 from mmdyt.core.substitute import fit_substitutes
@@ -39,7 +39,7 @@ def fit_host(
 ) -> dict[str, float]:
     """Fit the dispatchers of a host model on training images, always the same ones, in the pipeline of training.
 
-    The loss is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the
+    First what inactive tokens get, where the model has such a part: evidence is what a token gains over that. The loss is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the
     process go on afterwards as if nothing had been.
 
     Args:
@@ -81,8 +81,9 @@ class EvidenceHook(Hook):
     """Rate-exact training in three stages, with one forward pass a step.
 
     1. Up to ``begin`` every token is active: the plain adapter is trained.
-    2. The gates are fitted in closed form (:func:`mmdyt.core.evidence.fit_dispatchers`) on a few batches of training
-       images, and from there to ``end`` the activation rate falls in a straight line from 1 to the target rate.
+    2. What inactive tokens get is set to the mean update (:func:`mmdyt.core.substitute.fit_substitutes`), if the model
+       has such a part; the gates are fitted in closed form (:func:`mmdyt.core.evidence.fit_dispatchers`) on a few
+       batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to the target rate.
     3. At the target rate the rest of training runs as inference does.
 
     One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
@@ -166,9 +167,10 @@ class EvidenceHook(Hook):
         # all processes, on the same batches: the losses of a host may wait for each other
         precision = partial(runner.optim_wrapper.optim_context, host)
         explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
-        for dispatcher in token_dispatchers(host).values():
-            for parameter in dispatcher.gate.parameters():
-                broadcast(parameter.data)
+        for branch in dynamic_branches(host).values():
+            for part in filter(None, (branch.dispatcher, branch.substitute)):
+                for parameter in part.parameters():
+                    broadcast(parameter.data)
         runner.logger.info(fit_sentence(explained))
 
     def _set(self, host: nn.Module, threshold: float) -> None:

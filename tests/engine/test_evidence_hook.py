@@ -13,7 +13,10 @@ from mmdyt.engine.evidence import scheduled_rate
 LAYERS = 4
 CONFIG = """
 _base_ = '{base}'
-model = dict(rate_weight=0.0, backbone=dict(dispatcher=dict(noise=False), tuned=('adapter', )))
+model = dict(
+    rate_weight=0.0,
+    backbone=dict(
+        dispatcher=dict(noise=False), substitute=dict(type='mmdyt.MeanUpdate'), tuned=('adapter', 'substitute')))
 custom_hooks = [
     *_base_.custom_hooks,
     dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2),
@@ -85,6 +88,21 @@ def test_gates_are_fitted_once_and_not_trained(staged):
     assert len(set(map(float, last))) == 1 and last[0].isfinite()
 
 
+def test_substitutes_are_fitted_with_the_gates_and_trained_from_there(staged, run_tool, tmp_path):
+    work_dir, config = staged
+
+    def substitutes(path) -> list[torch.Tensor]:
+        return [tensor for name, tensor in state(path).items() if name.endswith('substitute.value')]
+
+    keep = 'default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.max_keep_ckpts=9'
+    steps = '--cfg-options', *keep, 'train_cfg.val_interval=7'
+    run_tool('train', config, '--work-dir', tmp_path, '--resume', work_dir / 'iter_3.pth', *steps)
+    assert not any(value.any() for value in substitutes(work_dir / 'iter_3.pth'))
+    fitted, last = substitutes(tmp_path / 'iter_4.pth'), substitutes(work_dir / 'iter_6.pth')
+    assert len(fitted) == LAYERS and all(value.norm() > 0.01 for value in fitted)
+    assert all(0 < (after - before).norm() < before.norm() for before, after in zip(fitted, last, strict=True))
+
+
 @pytest.mark.parametrize('first', [3, 4])
 def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
     """From before and from within the second stage."""
@@ -117,7 +135,7 @@ def test_processes_end_alike(tiny_config, tmp_path):
     run_distributed('train', tmp_path / 'two.py', 2, '--work-dir', tmp_path)
     first, second = (torch.load(tmp_path / f'rank{rank}.pth') for rank in (0, 1))
     parts = [name for name in first if '.dynamic.' in name]
-    assert len(parts) == LAYERS * 7 and all(torch.equal(first[name], second[name]) for name in parts)
+    assert len(parts) == LAYERS * 8 and all(torch.equal(first[name], second[name]) for name in parts)
     assert first['backbone.layers.0.dynamic.mlp.dispatcher.threshold'].isfinite()
 
 

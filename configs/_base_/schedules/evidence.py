@@ -8,6 +8,6 @@ evidence_model = dict(
         substitute=dict(type='mmdyt.MeanUpdate'),
         tuned=('adapter', 'substitute')))
 evidence_hooks = [
-    dict(type='mmdyt.EvidenceHook', begin=0.15, end=0.5),
-    dict(type='mmdyt.CalibrationHook', rule='global'),
+    dict(type='mmdyt.EvidenceHook', begin=0.4, end=0.6),
+    dict(type='mmdyt.CalibrationHook', rule='global', per_image=True),
 ]

@@ -10,6 +10,7 @@ _base_ = ['./upernet_vitb_ade20k.py', '../_base_/schedules/evidence.py']
 model = _base_.evidence_model
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(_base_.evidence_hooks[0], begin=0.3, end=0.6),  # the heads, drawn at random, learn first
+    # the heads, drawn at random, learn first
+    dict(_base_.evidence_hooks[0], begin=0.3, end=0.6, feature_weight=0.0),
     _base_.evidence_hooks[1],
 ]

@@ -17,7 +17,15 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmdyt.core.calibrate import Calibrated, Forwards, calibrate, check_per_image, check_rule, eval_mode, token_dispatchers
+from mmdyt.core.calibrate import (
+    Calibrated,
+    Forwards,
+    calibrate,
+    check_per_image,
+    check_rule,
+    eval_mode,
+    token_dispatchers,
+)
 from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS

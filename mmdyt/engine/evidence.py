@@ -15,6 +15,7 @@ from mmdyt.core.branch import dynamic_branches, record_dispatch
 from mmdyt.core.calibrate import threshold_for, token_dispatchers
 from mmdyt.core.evidence import fit_dispatchers
 from mmdyt.core.substitute import fit_substitutes
+from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
 from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
@@ -39,8 +40,9 @@ def fit_host(
 ) -> dict[str, float]:
     """Fit the dispatchers of a host model on training images, always the same ones, in the pipeline of training.
 
-    First what inactive tokens get, where the model has such a part: evidence is what a token gains over that. The loss is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the
-    process go on afterwards as if nothing had been.
+    First what inactive tokens get, where the model has such a part: evidence is what a token gains over that. The loss
+    is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the process go on
+    afterwards as if nothing had been.
 
     Args:
         host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
@@ -83,7 +85,8 @@ class EvidenceHook(Hook):
     1. Up to ``begin`` every token is active: the plain adapter is trained.
     2. What inactive tokens get is set to the mean update (:func:`mmdyt.core.substitute.fit_substitutes`), if the model
        has such a part; the gates are fitted in closed form (:func:`mmdyt.core.evidence.fit_dispatchers`) on a few
-       batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to the target rate.
+       batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to
+       the target rate.
     3. At the target rate the rest of training runs as inference does.
 
     One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
@@ -96,6 +99,9 @@ class EvidenceHook(Hook):
         begin: Where stage 1 ends, as a fraction of training, in [0, 1).
         end: Where stage 2 ends, in [begin, 1].
         num_batches: Batches of training images that the gates are fitted on, >= 1. They stay in memory meanwhile.
+        feature_weight: >= 0; from stage 2 on hold the features of the backbone to those that the complete model gives
+            with the parameters of the end of stage 1, by this weight
+            (:class:`mmdyt.core.teacher.FeatureTeacher`). Costs a forward pass without gradients in each step.
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no dispatchers, or such that
@@ -104,15 +110,19 @@ class EvidenceHook(Hook):
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
-    def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8):
+    def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8, feature_weight: float = 0.0):
         if not 0 <= begin < 1:
             raise ValueError(f'begin must lie in [0, 1), got {begin}.')
         if not begin <= end <= 1:
             raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
         check_batches(num_batches)
+        if not (isinstance(feature_weight, int | float) and 0 <= feature_weight < math.inf):
+            raise ValueError(f'feature_weight must be at least 0, got {feature_weight!r}.')
         self.begin = begin
         self.end = end
         self.num_batches = num_batches
+        self.feature_weight = feature_weight
+        self._teacher: dict[str, torch.Tensor] | None = None  # of the checkpoint that is resumed
         self._open = ExitStack()
 
     def before_train(self, runner) -> None:
@@ -133,6 +143,22 @@ class EvidenceHook(Hook):
             self._set(host, -math.inf)
         elif all(dispatcher.threshold == -math.inf for dispatcher in token_dispatchers(host).values()):
             self._fit_at = runner.iter  # resumed with a shorter stage 1 than it was begun with
+        elif self.feature_weight:
+            if self._teacher is None:
+                raise ValueError(
+                    f'feature_weight must be 0 for a checkpoint without a teacher, got {self.feature_weight}.'
+                )
+            host.teacher = FeatureTeacher(host.backbone, self.feature_weight, self._teacher)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Remember the teacher of a run that goes on."""
+        self._teacher = checkpoint.get('teacher')
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Add the teacher, which a resumed run needs."""
+        teacher = getattr(unwrapped(runner.model), 'teacher', None)
+        if teacher is not None:
+            checkpoint['teacher'] = teacher.tensors
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Fit the gates where stage 2 begins; watch the logits from there."""
@@ -171,6 +197,8 @@ class EvidenceHook(Hook):
             for part in filter(None, (branch.dispatcher, branch.substitute)):
                 for parameter in part.parameters():
                     broadcast(parameter.data)
+        if self.feature_weight:
+            host.teacher = FeatureTeacher(host.backbone, self.feature_weight)
         runner.logger.info(fit_sentence(explained))
 
     def _set(self, host: nn.Module, threshold: float) -> None:

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.losses import activation_rate, check_rate, distillation_loss, rate_loss
+from mmdyt.core.teacher import FeatureTeacher
 
 
 class DynamicModel:
@@ -57,6 +58,7 @@ class DynamicModel:
         self.rate_weight = rate_weight
         self.complete_weight = complete_weight
         self.distill_weight = distill_weight
+        self.teacher: FeatureTeacher | None = None  # set by mmdyt.EvidenceHook
 
     def logits_module(self) -> nn.Module:
         """The module whose output in a training pass is the prediction that is distilled, (B, K) or (B, K, H, W)."""
@@ -66,8 +68,11 @@ class DynamicModel:
         """The host's losses and those of Dynamic Tuning; ``activation_rate`` of the sampled masks is for the log."""
         if not dynamic_branches(self):
             return super().loss(inputs, data_samples, **kwargs)
-        with record_dispatch(self) as record:
+        with record_dispatch(self) as record, self._backbone_passes() as passes:
             logits, losses = self._host_pass(inputs, data_samples, **kwargs)
+        if self.teacher is not None:
+            terms = [self.teacher.loss(self.backbone, args, features) for args, features in passes]
+            losses['loss_features'] = sum(terms) / len(terms)
         rate = activation_rate(record.flat())
         losses['loss_rate'] = self.rate_weight * rate_loss(rate, self.target_rate)
         losses['activation_rate'] = rate.detach()
@@ -81,6 +86,16 @@ class DynamicModel:
             if self.distill_weight:
                 losses['loss_distill'] = self.distill_weight * distillation_loss(logits, teacher)
         return losses
+
+    @contextmanager
+    def _backbone_passes(self) -> Iterator[list[tuple[tuple, tuple]]]:
+        """Yields a list to which each pass of the backbone within the context adds its inputs and its features."""
+        passes: list[tuple[tuple, tuple]] = []
+        handle = self.backbone.register_forward_hook(lambda module, args, output: passes.append((args, output)))
+        try:
+            yield passes
+        finally:
+            handle.remove()
 
     def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor | None, dict]:
         """One forward pass of the host: the prediction, where it will be distilled, and the host's losses."""

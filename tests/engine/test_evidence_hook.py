@@ -19,7 +19,7 @@ model = dict(
         dispatcher=dict(noise=False), substitute=dict(type='mmdyt.MeanUpdate'), tuned=('adapter', 'substitute')))
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2),
+    dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2, feature_weight=0.5),
     dict(type='mmdyt.CalibrationHook', rule='global'),
 ]
 """
@@ -103,6 +103,26 @@ def test_substitutes_are_fitted_with_the_gates_and_trained_from_there(staged, ru
     assert all(0 < (after - before).norm() < before.norm() for before, after in zip(fitted, last, strict=True))
 
 
+def test_features_are_held_to_those_of_the_first_stage(staged, run_tool, tmp_path):
+    work_dir, config = staged
+    losses = [row['loss_features'] for row in rows(work_dir) if 'loss_features' in row]
+    assert len(losses) == 3 and all(loss > 0 for loss in losses)  # of the steps 4 to 6
+    teacher, then = torch.load(work_dir / 'iter_6.pth')['teacher'], state(work_dir / 'iter_3.pth')
+    adapters = [name for name in teacher if '.adapter.' in name]
+    assert adapters and all(torch.equal(teacher[name], then[f'backbone.{name}']) for name in adapters)
+    assert 'teacher' not in torch.load(work_dir / 'iter_3.pth')
+
+
+def test_a_run_that_began_without_a_teacher_cannot_go_on_with_one(staged, run_tool, tmp_path):
+    work_dir, config = staged
+    content = torch.load(work_dir / 'iter_6.pth')
+    del content['teacher']
+    torch.save(content, tmp_path / 'plain.pth')
+    args = '--work-dir', tmp_path / 'run', '--resume', tmp_path / 'plain.pth', '--cfg-options'
+    with pytest.raises(ValueError, match='feature_weight must be 0 for a checkpoint without a teacher, got 0.5'):
+        run_tool('train', config, *args, 'train_cfg.max_iters=9')
+
+
 @pytest.mark.parametrize('first', [3, 4])
 def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
     """From before and from within the second stage."""
@@ -152,6 +172,7 @@ def test_the_schedule_falls_in_a_line():
         (dict(begin=1.0), r'begin must lie in \[0, 1\), got 1.0'),
         (dict(begin=0.5, end=0.4), r'end must lie in \[begin, 1\] = \[0.5, 1\], got 0.4'),
         (dict(end=1.1), r'end must lie in .*, got 1.1'),
+        (dict(feature_weight=-1.0), 'feature_weight must be at least 0, got -1.0'),
         (dict(num_batches=0), 'num_batches must be at least 1, got 0'),
     ],
 )
@@ -172,7 +193,10 @@ def test_bad_arguments_are_refused(arguments, message):
             ['custom_hooks.0.type=EMAHook'],
             'custom_hooks must hold mmdyt.EvidenceHook or EMAHook, got both',
         ),
-        (['model.backbone.dispatcher=None'], 'model must have a dispatcher with a threshold'),
+        (
+            [f'model.backbone.{part}' for part in ('dispatcher=None', 'substitute=None', "tuned=['adapter']")],
+            'model must have a dispatcher with a threshold',
+        ),
     ],
 )
 def test_models_that_do_not_suit_are_refused_before_training(staged, run_tool, tmp_path, options, message):

@@ -8,6 +8,6 @@ evidence_model = dict(
         substitute=dict(type='mmdyt.MeanUpdate'),
         tuned=('adapter', 'substitute')))
 evidence_hooks = [
-    dict(type='mmdyt.EvidenceHook', begin=0.4, end=0.6),
+    dict(type='mmdyt.EvidenceHook', begin=0.4, end=0.6, feature_weight=1.0),
     dict(type='mmdyt.CalibrationHook', rule='global', per_image=True),
 ]

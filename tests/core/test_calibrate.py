@@ -51,6 +51,16 @@ def thresholds(model: nn.Module) -> list[float]:
     return [dispatcher.threshold.item() for dispatcher in token_dispatchers(model).values()]
 
 
+def assert_packed_equals_masked(model: nn.Module) -> None:
+    outputs = []
+    for kind in ('packed', 'masked'):
+        for branch in dynamic_branches(model).values():
+            branch.inference = kind
+        with torch.no_grad():
+            outputs += model(images(4, seed=3))
+    torch.testing.assert_close(*outputs, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize('rule', RULES)
 @pytest.mark.parametrize('target', [0.3, 0.7, 0.9])
 def test_the_rate_is_met_on_the_calibration_images_and_on_others(rule, target):
@@ -179,13 +189,7 @@ def test_packed_equals_masked_at_any_thresholds(dispatch):
     for rule, target in (('uniform', 0.1), ('rate_matched', 0.5), ('global', 0.9), ('uniform', 1.0)):
         found = calibrate(model, passes(model, 16), target, rule)
         assert len(found) == LAYERS * (2 if dispatch == 'attn_mlp' else 1)
-        outputs = []
-        for kind in ('packed', 'masked'):
-            for branch in dynamic_branches(model).values():
-                branch.inference = kind
-            with torch.no_grad():
-                outputs += model(images(4, seed=3))
-        torch.testing.assert_close(*outputs, rtol=0, atol=2e-5)
+        assert_packed_equals_masked(model)
 
 
 def test_the_complete_model_is_not_affected():
@@ -274,13 +278,7 @@ def test_packed_equals_masked_at_any_capacities(dispatch):
     for capacity in (0.0, 0.3, 1.0):
         for dispatcher in token_dispatchers(model).values():
             dispatcher.capacity = capacity
-        outputs = []
-        for kind in ('packed', 'masked'):
-            for branch in dynamic_branches(model).values():
-                branch.inference = kind
-            with torch.no_grad():
-                outputs += model(images(4, seed=3))
-        torch.testing.assert_close(*outputs, rtol=0, atol=2e-5)
+        assert_packed_equals_masked(model)
 
 
 def test_capacities_survive_save_and_load_and_copies_and_leave_with_others(tmp_path):

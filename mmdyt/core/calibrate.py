@@ -98,7 +98,8 @@ def calibrate(
 
     Args:
         model: Its branches run as in inference, whatever mode it is in.
-        forwards: Each runs the model on some images; all are called L + 3 times (``global``: some 6 times), once more for ``per_image``.
+        forwards: Each runs the model on some images; all are called L + 3 times (``global``: some 6 times), and once
+            more for ``per_image``.
         target_rate: Wanted activation rate, in (0, 1].
         rule: One of the above.
         per_image: Set capacities too, the rates that the thresholds gave: every image then has the same rate, whatever

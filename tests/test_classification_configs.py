@@ -13,8 +13,8 @@ from mmengine.utils import import_modules_from_strings
 
 from mmdyt import compat
 from mmdyt.core.tuning import count_parameters
-from mmdyt.engine import preflight
-from mmdyt.engine.datasets import check_data
+from mmdyt import preflight
+from mmdyt.preflight.datasets import check_data
 
 compat.install()
 

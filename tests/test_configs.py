@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt import compat
-from mmdyt.engine.names import check_types
+from mmdyt.preflight.names import check_types
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs').rglob('*.py'))

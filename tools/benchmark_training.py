@@ -24,7 +24,7 @@ from mmengine.registry import MODELS, init_default_scope  # noqa: E402
 from mmengine.runner import Runner, load_checkpoint, set_random_seed  # noqa: E402
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
-from mmdyt.engine import preflight  # noqa: E402
+from mmdyt import preflight  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,10 +20,11 @@ from mmengine.registry import MODELS  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 from torch.utils.data import DataLoader  # noqa: E402
 
-from mmdyt.core.calibrate import RULES, Calibrated, check_per_image, token_dispatchers  # noqa: E402
-from mmdyt.engine import preflight  # noqa: E402
+from mmdyt.core.fit.calibrate import Calibrated, check_per_image, token_dispatchers  # noqa: E402
+from mmdyt.core.fit.request import RULES  # noqa: E402
+from mmdyt import preflight  # noqa: E402
 from mmdyt.engine.calibration import calibrate_host, check_request, sentence, wanted_rate  # noqa: E402
-from mmdyt.engine.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors  # noqa: E402
+from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors  # noqa: E402
 from mmdyt.engine.evidence import fit_host, fit_sentence  # noqa: E402
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline

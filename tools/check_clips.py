@@ -22,8 +22,8 @@ from mmengine.logging import MMLogger  # noqa: E402
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope  # noqa: E402
 from mmengine.utils import import_modules_from_strings  # noqa: E402
 
-from mmdyt.engine import preflight  # noqa: E402
-from mmdyt.engine.datasets import check_data, head_classes, nested  # noqa: E402
+from mmdyt import preflight  # noqa: E402
+from mmdyt.preflight.datasets import check_data, head_classes, nested  # noqa: E402
 
 OPEN, DECODE = 'mmdyt.OpenClip', 'mmdyt.DecodeClip'
 

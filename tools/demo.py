@@ -29,7 +29,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.logging import MMLogger  # noqa: E402
 from mmseg.apis import inference_model, init_model  # noqa: E402
 
-from mmdyt.core.branch import record_dispatch  # noqa: E402
+from mmdyt.core.observe import record_dispatch  # noqa: E402
 from mmdyt.core.grid import active_share  # noqa: E402
 from mmdyt.core.tuning import count_parameters  # noqa: E402
 from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack  # noqa: E402

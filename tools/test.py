@@ -13,9 +13,9 @@ compat.install()
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmdyt.core.branch import complete_model, dynamic_branches  # noqa: E402
-from mmdyt.core.calibrate import RULES  # noqa: E402
-from mmdyt.engine import preflight  # noqa: E402
+from mmdyt.core.observe import complete_model, dynamic_branches  # noqa: E402
+from mmdyt.core.fit.request import RULES  # noqa: E402
+from mmdyt import preflight  # noqa: E402
 from mmdyt.engine.calibration import calibrate_host, check_request, sentence, unwrapped  # noqa: E402
 
 

@@ -12,7 +12,7 @@ compat.install()
 from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from mmdyt.engine import preflight  # noqa: E402
+from mmdyt import preflight  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:

@@ -19,7 +19,7 @@ compat.install()
 
 from mmengine.config import Config, DictAction  # noqa: E402
 
-from mmdyt.engine import preflight  # noqa: E402
+from mmdyt import preflight  # noqa: E402
 
 TRAIN = Path(__file__).with_name('train.py')
 METRICS = dict(accuracy='accuracy/top1', activation_rate='activation_rate', gmacs='gmacs')

@@ -1,37 +1,60 @@
-"""A frozen residual branch, dispatched: the seam between Dynamic Tuning and any Vision Transformer."""
+"""A residual branch of a frozen network with parts beside it. B images, N tokens, C width."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from .attention import Layout
-from .dispatcher import Dispatch
+from .dispatch import Dispatch, every_token
 from .executors import EXECUTORS, Branch, read_prefix
+from .macs import Count
+from .part import PLACES, Delta, Dispatcher, Part
+from .tokens import TokenState
 
 INFERENCE = ('packed', 'masked')
 TRAINING = ('masked', 'split', 'masked_all_keys')
 
+# changes a decision from outside: (dispatcher, tokens, state) -> what is decided instead
+Rule = Callable[[Dispatcher, Tensor, TokenState], Dispatch]
+
+
+def run_all(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
+    """The rule of the complete model: every token runs; the dispatcher is not asked."""
+    return every_token(x, dispatcher.num_prefix_tokens + state.prompts)
+
+
+class BranchRun(NamedTuple):
+    """What a branch ran in one pass, per image: numbers, or tensors (B,) where images differ.
+
+    Attributes:
+        tokens: Tokens that the parts beside the branch ran on.
+        patches: Patch tokens that the dispatcher was asked about.
+        queries: Tokens whose update was computed: queries of attention, rows of an MLP.
+        keys: Tokens that were attended to.
+    """
+
+    tokens: int
+    patches: int
+    queries: Count
+    keys: Count
+
 
 class DynamicBranch(nn.Module):
-    """Adapter on every token, heavy branch on the active ones; owns nothing of the ViT.
+    """Deltas on every token, heavy branch on the active ones; owns nothing of the ViT.
 
-    Source: Dynamic Tuning (arXiv 2403.11808), eqs. (2) and (6). The adapter and the dispatcher read the raw input of
-    the residual branch, before its norm.  # paper silent: pre- or post-norm input; as in the official code.
+    Source: Dynamic Tuning (arXiv 2403.11808), eqs. (2) and (6). Parallel deltas and the dispatcher read the raw input
+    of the residual branch, before its norm.  # paper silent: pre- or post-norm input; as in the official code.
 
     Args:
-        adapter: Maps (B, N, C) to its update (B, N, C); None adds nothing.
-        dispatcher: Maps (B, N, C) to a :class:`~mmdyt.core.dispatcher.Dispatch`; None dispatches nothing: every token
-            runs the branch, which with an adapter is the plain parallel adapter (AdaptFormer).
+        *parts: Deltas and at most one dispatcher; None is left out. Without a dispatcher every token runs the branch,
+            which with an adapter is the plain parallel adapter (AdaptFormer).
         inference: Executor of inference, ``'packed'`` (skips) or ``'masked'`` (computes all, for comparison).
         training: Executor of training, ``'masked'``; ``'split'``, the same gradients for less, for a branch that
             treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
             inference of attention compute different functions.
-        substitute: Maps (B, N, C) to what inactive tokens get instead of the branch's update, (B, N, C) or (C,);
-            None is nothing, as in the paper.
 
     In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place.
 
@@ -39,199 +62,124 @@ class DynamicBranch(nn.Module):
         x (B, N, C) -> (B, N, C).
 
     Raises:
-        ValueError: If an executor is unknown.
+        ValueError: If an executor is unknown, or a part has no place here.
     """
 
-    def __init__(
-        self,
-        adapter: nn.Module | None,
-        dispatcher: nn.Module | None,
-        inference: str = 'packed',
-        training: str = 'masked',
-        substitute: nn.Module | None = None,
-    ):
+    def __init__(self, *parts: Part | None, inference: str = 'packed', training: str = 'masked'):
         super().__init__()
         if inference not in INFERENCE:
             raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
         if training not in TRAINING:
             raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
-        self.adapter = adapter
-        self.dispatcher = dispatcher
-        self.substitute = substitute
+        self.dispatcher: Dispatcher | None = None
         self.inference = inference
         self.training_executor = training
-        self.complete = False
-        self._records: list[DispatchRecord] = []
+        self._words: dict[str, list[str]] = {place: [] for place in PLACES}
+        self._rules: list[Rule] = []
+        self._records: list[Any] = []
         self._watchers: list[Callable[[Tensor], None]] = []
+        for part in parts:
+            if part is not None:
+                self.add(part)
+
+    def add(self, part: Part) -> None:
+        """Take in a part, under its word.
+
+        Raises:
+            ValueError: If the place is taken, or it has none beside a branch.
+        """
+        if self._modules.get(part.word) is not None:
+            raise ValueError(f'parts must have words of their own within a branch, got two named {part.word!r}.')
+        if isinstance(part, Delta):
+            self._words[part.place].append(part.word)
+        elif not isinstance(part, Dispatcher):
+            raise ValueError(f'parts of a branch must be deltas or a dispatcher, got a {type(part).__name__}.')
+        setattr(self, part.word, part)
+
+    def deltas(self, place: str | None = None) -> list[Delta]:
+        """The deltas at a place, or all."""
+        places = PLACES if place is None else (place,)
+        return [getattr(self, word) for at in places for word in self._words[at]]
+
+    def learns(self) -> bool:
+        """Whether training asks the dispatcher now."""
+        if self.dispatcher is None or self.complete:
+            return False
+        return any(parameter.requires_grad for parameter in self.dispatcher.parameters())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token runs the branch, whatever its dispatcher would say."""
+        return bool(self._rules) and self._rules[-1] is run_all
 
     def reset_parameters(self) -> None:
-        """Draw adapter and dispatcher anew; substitutes become zero."""
-        for part in (self.adapter, self.dispatcher, self.substitute):
-            if part is not None:
-                part.reset_parameters()
+        """Draw the start values of all parts anew."""
+        for part in self.children():
+            part.reset_parameters()
 
-    def forward(self, x: Tensor, branch: Branch, read: int | None = None) -> Tensor:
-        """Add the adapter's and the branch's update to the tokens.
+    def forward(self, x: Tensor, branch: Branch, state: TokenState | None = None) -> Tensor:
+        """Add the updates of the deltas and of the branch to the tokens.
 
         Args:
             x: Tokens, (B, N, C).
             branch: The frozen branch incl. its norm, without its residual connection; called with tokens and their
                 :class:`~mmdyt.core.attention.Layout`.
-            read: Leading tokens whose result is wanted, (B, read, C); None is all. They must be active.
+            state: Of this pass. With ``read`` the result is (B, read, C); these tokens must be active.
         """
-        out = x[:, :read]
-        out = out.clone() if self.adapter is None else out + self.adapter(out)  # eq. (6): X + Adapter(X)
-        if self.complete or self.dispatcher is None:
-            self._record(self._all_active(x))
+        state = TokenState() if state is None else state
+        out = x[:, : state.read]
+        for delta in self.deltas('parallel'):
+            out = out + delta(x[:, : state.read], state)  # eq. (6): X + Adapter(X)
+        out = self._run(x, out, branch, state)
+        for delta in self.deltas('serial'):
+            out = out + delta(out, state)
+        return out
+
+    def _run(self, x: Tensor, out: Tensor, branch: Branch, state: TokenState) -> Tensor:
+        """Add the update of the branch for the tokens that run it, and what the others get instead."""
+        read = state.read
+        dispatch = self._decide(x, state)  # eqs. (3), (4)
+        executor = self._executor(dispatch)
+        self._record(x, dispatch, executor, read)
+        if dispatch.complete:
             update = branch(x, Layout(read=read))
             for watcher in self._watchers:
                 watcher(update)
             return out + update
-        dispatch = self.dispatcher(x)  # eqs. (3), (4)
-        self._record(dispatch)
-        if self.substitute is not None:
-            out = out + (1 - dispatch.mask[:, :read]).to(out.dtype) * self.substitute(x[:, :read])
-        executor = self._executor()
+        for delta in self.deltas('inactive'):
+            out = out + (1 - dispatch.mask[:, :read]).to(out.dtype) * delta(x[:, :read], state)
         if read is not None:
             return read_prefix(branch, x, out, dispatch.mask, pack=executor == 'packed')
+        if not (self._words['parallel'] or self._words['inactive']):
+            out = out.clone()  # packed writes into it
         return EXECUTORS[executor](branch, x, out, dispatch.mask)  # eqs. (2), (5)
 
-    def _executor(self) -> str:
+    def _decide(self, x: Tensor, state: TokenState) -> Dispatch:
+        """What the dispatcher, or a rule from outside, decides."""
+        if self.dispatcher is None:
+            return every_token(x, state.prefix + state.prompts)
+        if self._rules:
+            return self._rules[-1](self.dispatcher, x, state)
+        return self.dispatcher(x, state)
+
+    def _executor(self, dispatch: Dispatch) -> str:
         """Which executor runs now."""
+        if dispatch.complete:
+            return 'masked'
         if self.training:
             return self.training_executor
         return 'masked' if torch.is_grad_enabled() else self.inference
 
-    def _all_active(self, x: Tensor) -> Dispatch:
-        """The dispatch of the complete model; takes no memory."""
-        mask = x.new_ones(()).expand(*x.shape[:2], 1)
-        return Dispatch(mask, None, 0 if self.dispatcher is None else self.dispatcher.num_prefix_tokens)
+    def _record(self, x: Tensor, dispatch: Dispatch, executor: str, read: int | None) -> None:
+        if not self._records:
+            return
+        tokens = x.shape[1]
+        ran = dispatch.mask.detach().sum(dim=(1, 2)) if executor in ('packed', 'split') else tokens
+        asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
+        run = BranchRun(tokens if read is None else read, asked, ran if read is None else read, ran)
+        for record in self._records:
+            record.add(self, dispatch, run)
 
     def __getstate__(self) -> dict:
         """A copy (of an averaged model, say) does not write into the records of the original."""
-        return super().__getstate__() | dict(_records=[], _watchers=[])
-
-    def _record(self, dispatch: Dispatch) -> None:
-        for record in self._records:
-            record.add(self, dispatch)
-
-
-class DispatchRecord:
-    """What the dispatchers of a model decided, branch by branch, in the order in which they ran.
-
-    Attributes:
-        names: Module name of each dispatched branch, in network order, e.g. ``backbone.layers.0.dynamic.mlp``.
-        dispatches: ``dispatches[name]`` lists one :class:`~mmdyt.core.dispatcher.Dispatch` per forward pass since
-            the last :meth:`clear`.
-    """
-
-    def __init__(self, branches: dict[str, DynamicBranch]):
-        self._name_of = {branch: name for name, branch in branches.items()}
-        self.names = list(branches)
-        self.dispatches: dict[str, list[Dispatch]] = {name: [] for name in branches}
-
-    def add(self, branch: DynamicBranch, dispatch: Dispatch) -> None:
-        """Append what ``branch`` decided in one forward pass."""
-        self.dispatches[self._name_of[branch]].append(dispatch)
-
-    def clear(self) -> None:
-        """Forget what was recorded; long evaluations call it after each batch."""
-        for passes in self.dispatches.values():
-            passes.clear()
-
-    def flat(self) -> list[Dispatch]:
-        """All dispatches, network order first, then order of the forward passes."""
-        return [dispatch for passes in self.dispatches.values() for dispatch in passes]
-
-
-def dynamic_branches(model: nn.Module) -> dict[str, DynamicBranch]:
-    """All branches of a model that have a dispatcher, by module name, in network order."""
-    branches = {name: m for name, m in model.named_modules() if isinstance(m, DynamicBranch)}
-    return {name: branch for name, branch in branches.items() if branch.dispatcher is not None}
-
-
-@contextmanager
-def complete_model(model: nn.Module) -> Iterator[None]:
-    """Within the context every token of ``model`` runs every branch: the complete model of the paper.
-
-    Nests, and restores the former state when an error leaves the context.
-    """
-    branches = list(dynamic_branches(model).values())
-    before = [branch.complete for branch in branches]
-    try:
-        for branch in branches:
-            branch.complete = True
-        yield
-    finally:
-        for branch, complete in zip(branches, before, strict=True):
-            branch.complete = complete
-
-
-@contextmanager
-def watch_updates(model: nn.Module, watcher: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Within the context, see the updates that the dispatched branches of ``model`` give as the complete model.
-
-    Args:
-        model: Run it under :func:`complete_model`.
-        watcher: Called with the module name of a branch and its update (B, N, C), or (B, read, C) where only the
-            leading tokens are wanted.
-    """
-    branches = dynamic_branches(model)
-    for name, branch in branches.items():
-        branch._watchers.append(partial(watcher, name))
-    try:
-        yield
-    finally:
-        for branch in branches.values():
-            branch._watchers.pop()
-
-
-@contextmanager
-def random_masks(model: nn.Module, rates: Mapping[str, float]) -> Iterator[None]:
-    """Within the context the dispatchers' choice of tokens is replaced by chance, at the same activation rates.
-
-    What a dispatcher knows about tokens is what a model loses by this. Masks are drawn anew in every pass, each patch
-    token on its own.
-
-    Args:
-        model: Its dispatchers run all the same, since their cost belongs to the comparison.
-        rates: Chance that a patch token is active, in [0, 1], by branch name as in :func:`dynamic_branches`. Branches
-            that are not named decide as ever.
-
-    Raises:
-        KeyError: If there is no such branch.
-    """
-
-    def replace(rate: float, module: nn.Module, args: tuple, dispatch: Dispatch) -> Dispatch:
-        chance = torch.full_like(dispatch.mask, rate)
-        chance[:, : dispatch.num_prefix_tokens] = 1.0
-        return dispatch._replace(mask=torch.bernoulli(chance))
-
-    branches = dynamic_branches(model)
-    handles = [branches[name].dispatcher.register_forward_hook(partial(replace, rate)) for name, rate in rates.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
-    """Record masks and logits of every dispatched branch of ``model`` within the context.
-
-    The only way to read a decision: backbones return what their host expects. Nests; recorded training masks keep
-    their gradient.
-
-    Yields:
-        A :class:`DispatchRecord`, filled as the model runs.
-    """
-    branches = dynamic_branches(model)
-    record = DispatchRecord(branches)
-    for branch in branches.values():
-        branch._records.append(record)
-    try:
-        yield record
-    finally:
-        for branch in branches.values():
-            branch._records.remove(record)
+        return super().__getstate__() | dict(_records=[], _watchers=[], _rules=[])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .dispatcher import Dispatch
+from .dispatch import Dispatch
 
 
 def active_share(dispatches: Sequence[Dispatch], grid: tuple[int, int]) -> Tensor:

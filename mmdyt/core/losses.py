@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatcher import Dispatch
+from .dispatch import Dispatch
 
 
 def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:

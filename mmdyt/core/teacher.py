@@ -7,8 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.func import functional_call
 
-from .branch import complete_model
-from .calibrate import eval_mode
+from .observe import complete_model, eval_mode
 
 
 class FeatureTeacher:

@@ -1,10 +1,10 @@
 """Calibrate the dispatchers of a host model on training images: at the end of training, or of a checkpoint."""
 
 import copy
-import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,15 +17,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop
 from torch.utils.data import DataLoader
 
-from mmdyt.core.calibrate import (
-    Calibrated,
-    Forwards,
-    calibrate,
-    check_per_image,
-    check_rule,
-    eval_mode,
-    token_dispatchers,
-)
+from mmdyt.core.fit.calibrate import Calibrated, Forwards, calibrate, check_per_image, set_threshold, token_dispatchers
+from mmdyt.core.fit.request import CalibrationRequest
+from mmdyt.core.observe import eval_mode
 from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS
@@ -33,32 +27,6 @@ from mmdyt.registry import HOOKS
 LEAST_RATE = 1e-9
 COST_TOLERANCE = 5e-3
 COST_STEPS = 10  # of the search for a cost
-
-
-def check_batches(num_batches: int) -> None:
-    """Refuse a number of batches that is none.
-
-    Raises:
-        ValueError: If it is out of range.
-    """
-    if not (isinstance(num_batches, int) and num_batches >= 1):
-        raise ValueError(f'num_batches must be at least 1, got {num_batches!r}.')
-
-
-def check_request(rule: str, target_rate: float | None, target_gmacs: float | None, num_batches: int) -> None:
-    """Refuse what a user may ask :func:`calibrate_host` for, but cannot have.
-
-    Raises:
-        ValueError: If a value is out of range, or both a rate and a cost are wanted.
-    """
-    check_rule(rule, 1.0 if target_rate is None else target_rate)
-    check_batches(num_batches)
-    if target_gmacs is None:
-        return
-    if target_rate is not None:
-        raise ValueError(f'target_rate must not be given with target_gmacs, got {target_rate} and {target_gmacs}.')
-    if not 0 < target_gmacs < math.inf:
-        raise ValueError(f'target_gmacs must be a positive number, got {target_gmacs}.')
 
 
 def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
@@ -75,14 +43,7 @@ def wanted_rate(host: nn.Module, target_rate: float | None) -> float:
 
 @torch.no_grad()
 def calibrate_host(
-    host: nn.Module,
-    train: DataLoader,
-    val: DataLoader | None,
-    target_rate: float | None,
-    rule: str,
-    num_batches: int,
-    target_gmacs: float | None = None,
-    per_image: bool = False,
+    host: nn.Module, train: DataLoader, val: DataLoader | None, request: CalibrationRequest
 ) -> dict[str, Calibrated]:
     """Calibrate a host model on training images that run as in a test, always the same ones.
 
@@ -92,37 +53,32 @@ def calibrate_host(
 
     Args:
         host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
-        train: Whose images are used, ``num_batches`` times its batch size.
+        train: Whose images are used, the request's number of batches times its batch size.
         val: Whose pipeline, batch size, collation and number of workers are used. Without one, or where a wrapped data
             set has no pipeline of its own, those of training are.
-        target_rate: Wanted activation rate, in (0, 1]; not used with ``target_gmacs``.
-        rule: See :func:`mmdyt.core.calibrate.calibrate`.
-        num_batches: How many batches of training images, >= 1.
-        target_gmacs: Wanted cost of an image or clip, neck and head included, in 1e9 multiply-adds; the rate is
+        request: What is wanted: a rate, by default that of the model's rate loss, or a cost, for which the rate is
             searched that gives it to 0.5 %.
-        per_image: See :func:`mmdyt.core.calibrate.calibrate`.
 
     Returns:
-        As of :func:`mmdyt.core.calibrate.calibrate`.
+        As of :func:`mmdyt.core.fit.calibrate.calibrate`.
 
     Raises:
         ValueError: If no rate gives ``target_gmacs`` to 0.5 %.
     """
     with seeded():
-        batches = [part for batch in some_batches(train, val, num_batches) for part in _equal_sizes(batch)]
+        batches = [part for batch in some_batches(train, val, request.num_batches) for part in _equal_sizes(batch)]
         forwards = [partial(host.test_step, batch) for batch in batches]
-        if target_gmacs is None:
-            return calibrate(host, forwards, target_rate, rule, per_image)
-        return _calibrate_cost(host, forwards, target_gmacs, rule, per_image)
+        if request.target_gmacs is not None:
+            return _calibrate_cost(host, forwards, request)
+        return calibrate(host, forwards, replace(request, target_rate=wanted_rate(host, request.target_rate)))
 
 
-def _calibrate_cost(
-    host: nn.Module, forwards: Forwards, target_gmacs: float, rule: str, per_image: bool
-) -> dict[str, Calibrated]:
+def _calibrate_cost(host: nn.Module, forwards: Forwards, request: CalibrationRequest) -> dict[str, Calibrated]:
     """Calibrate to a cost: false position on the rate, which is exact at once where the cost is linear in it."""
+    target_gmacs = request.target_gmacs
 
     def calibrate_to(rate: float) -> tuple[dict[str, Calibrated], float]:
-        found = calibrate(host, forwards, rate, rule, per_image)
+        found = calibrate(host, forwards, replace(request, target_gmacs=None, target_rate=rate))
         with CostCounter(host) as counter, eval_mode(host):
             for forward in forwards:
                 counter.add_images(len(forward()))
@@ -201,7 +157,7 @@ class CalibrationHook(Hook):
 
     Args:
         rule: How the rate is divided among the branches, ``'rate_matched'``, ``'uniform'`` or ``'global'``; see
-            :func:`mmdyt.core.calibrate.calibrate`.
+            :func:`mmdyt.core.fit.calibrate.calibrate`.
         target_rate: Wanted activation rate, in (0, 1]; None is that of the model's rate loss.
         num_batches: How many batches of training images decide, >= 1. They stay in memory meanwhile.
         per_image: Give every image the same rate, so that images which look different from these meet it too.
@@ -221,14 +177,7 @@ class CalibrationHook(Hook):
         num_batches: int = 8,
         per_image: bool = False,
     ):
-        check_rule(rule, 1.0 if target_rate is None else target_rate)
-        check_batches(num_batches)
-        if not isinstance(per_image, bool):
-            raise ValueError(f'per_image must be True or False, got {per_image!r}.')
-        self.rule = rule
-        self.target_rate = target_rate
-        self.num_batches = num_batches
-        self.per_image = per_image
+        self.request = CalibrationRequest(target_rate, rule, per_image, num_batches)
 
     def before_train(self, runner) -> None:
         """Refuse what cannot be calibrated, images included."""
@@ -238,8 +187,11 @@ class CalibrationHook(Hook):
                 'with tools/calibrate.py.'
             )
         host = unwrapped(runner.model)
-        wanted_rate(host, self.target_rate)
-        check_per_image(token_dispatchers(host), self.per_image)
+        wanted_rate(host, self.request.target_rate)
+        check_per_image(token_dispatchers(host), self.request.per_image)
+        if runner.iter == 0:  # an earlier calibration belongs to scores that training will change
+            sampling = {name: d for name, d in token_dispatchers(host).items() if d.noise}
+            set_threshold(sampling, 0.0)
         with seeded():
             some_batches(runner.train_dataloader, _val_dataloader(runner), 1)  # better now than after the last step
 
@@ -260,17 +212,15 @@ class CalibrationHook(Hook):
     def _calibrate(self, runner) -> None:
         """Set the same thresholds in all processes, and log what they give; whatever goes wrong, training is kept."""
         host = unwrapped(runner.model)
-        rate = wanted_rate(host, self.target_rate)
+        rate = wanted_rate(host, self.request.target_rate)
         dispatchers = list(token_dispatchers(host).values())
         decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
         if is_main_process():
             val = _val_dataloader(runner)
             try:
-                found = calibrate_host(
-                    host, runner.train_dataloader, val, rate, self.rule, self.num_batches, per_image=self.per_image
-                )
+                found = calibrate_host(host, runner.train_dataloader, val, self.request)
                 decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
-                runner.logger.info(f'Calibrated thresholds ({self.rule}): {sentence(found, rate)}')
+                runner.logger.info(f'Calibrated thresholds ({self.request.rule}): {sentence(found, rate)}')
             except Exception as error:  # the weights are not saved yet
                 runner.logger.error(
                     f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do it '
@@ -278,8 +228,7 @@ class CalibrationHook(Hook):
                 )
         broadcast_object_list(decisions)
         for dispatcher, (threshold, capacity) in zip(dispatchers, decisions, strict=True):
-            dispatcher.threshold.fill_(threshold)
-            dispatcher.capacity = capacity
+            dispatcher.set_rule(threshold, capacity)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

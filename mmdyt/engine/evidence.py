@@ -11,16 +11,15 @@ from mmengine.dist import all_reduce, broadcast
 from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
-from mmdyt.core.branch import dynamic_branches, record_dispatch
-from mmdyt.core.calibrate import threshold_for, token_dispatchers
-from mmdyt.core.evidence import fit_dispatchers
-from mmdyt.core.substitute import fit_substitutes
+from mmdyt.core.fit.calibrate import set_threshold, threshold_for, token_dispatchers
+from mmdyt.core.fit.evidence import fit_dispatchers
+from mmdyt.core.fit.mean_update import fit_mean_updates
+from mmdyt.core.fit.request import check_batches
+from mmdyt.core.observe import dynamic_branches, record_dispatch
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
-from .calibration import check_batches, seeded, some_batches, unwrapped, wanted_rate
-
-ADDED_LOSSES = ('rate_weight', 'complete_weight', 'distill_weight')  # of mmdyt's host models
+from .calibration import seeded, some_batches, unwrapped, wanted_rate
 
 
 def scheduled_rate(progress: float, begin: float, end: float, target_rate: float) -> float:
@@ -51,7 +50,7 @@ def fit_host(
         precision: Makes the context in which losses are computed, automatic mixed precision, say.
 
     Returns:
-        As of :func:`mmdyt.core.evidence.fit_dispatchers`.
+        As of :func:`mmdyt.core.fit.evidence.fit_dispatchers`.
     """
 
     def loss(batch: dict) -> torch.Tensor:
@@ -59,17 +58,11 @@ def fit_host(
             losses = host(**host.data_preprocessor(batch, True), mode='loss')
         return host.parse_losses(losses)[0]
 
-    weights = {name: getattr(host, name) for name in ADDED_LOSSES if hasattr(host, name)}
-    try:
-        for name in weights:
-            setattr(host, name, 0.0)
-        with seeded():
-            losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
-            fit_substitutes(host, losses)
-            return fit_dispatchers(host, losses)
-    finally:
-        for name, weight in weights.items():
-            setattr(host, name, weight)
+    own = host.host_losses() if hasattr(host, 'host_losses') else nullcontext()
+    with own, seeded():
+        losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
+        fit_mean_updates(host, losses)
+        return fit_dispatchers(host, losses)
 
 
 def fit_sentence(explained: dict[str, float]) -> str:
@@ -83,8 +76,8 @@ class EvidenceHook(Hook):
     """Rate-exact training in three stages, with one forward pass a step.
 
     1. Up to ``begin`` every token is active: the plain adapter is trained.
-    2. What inactive tokens get is set to the mean update (:func:`mmdyt.core.substitute.fit_substitutes`), if the model
-       has such a part; the gates are fitted in closed form (:func:`mmdyt.core.evidence.fit_dispatchers`) on a few
+    2. What inactive tokens get is set to the mean update (:func:`mmdyt.core.fit.mean_update.fit_mean_updates`), if the
+       model has such a part; the gates are fitted in closed form (:func:`mmdyt.core.fit.evidence.fit_dispatchers`) on a few
        batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to
        the target rate.
     3. At the target rate the rest of training runs as inference does.
@@ -140,7 +133,7 @@ class EvidenceHook(Hook):
             raise ValueError(f'rate_weight must be 0 with mmdyt.EvidenceHook, got {host.rate_weight}.')
         self._fit_at = self._first(runner)
         if runner.iter <= self._fit_at:
-            self._set(host, -math.inf)
+            set_threshold(token_dispatchers(host), -math.inf)
         elif all(dispatcher.threshold == -math.inf for dispatcher in token_dispatchers(host).values()):
             self._fit_at = runner.iter  # resumed with a shorter stage 1 than it was begun with
         elif self.feature_weight:
@@ -148,7 +141,7 @@ class EvidenceHook(Hook):
                 raise ValueError(
                     f'feature_weight must be 0 for a checkpoint without a teacher, got {self.feature_weight}.'
                 )
-            host.teacher = FeatureTeacher(host.backbone, self.feature_weight, self._teacher)
+            host.set_teacher(FeatureTeacher(host.backbone, self.feature_weight, self._teacher))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Remember the teacher of a run that goes on."""
@@ -181,7 +174,7 @@ class EvidenceHook(Hook):
         logits = torch.cat(logits)
         threshold = torch.tensor(threshold_for(logits, rate), device=logits.device)
         all_reduce(threshold, 'mean')
-        self._set(host, threshold.item())
+        set_threshold(token_dispatchers(host), threshold.item())
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
     def _first(self, runner) -> int:
@@ -194,15 +187,9 @@ class EvidenceHook(Hook):
         precision = partial(runner.optim_wrapper.optim_context, host)
         explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
         for branch in dynamic_branches(host).values():
-            for part in filter(None, (branch.dispatcher, branch.substitute)):
+            for part in (branch.dispatcher, *branch.deltas('inactive')):
                 for parameter in part.parameters():
                     broadcast(parameter.data)
         if self.feature_weight:
-            host.teacher = FeatureTeacher(host.backbone, self.feature_weight)
+            host.set_teacher(FeatureTeacher(host.backbone, self.feature_weight))
         runner.logger.info(fit_sentence(explained))
-
-    def _set(self, host: nn.Module, threshold: float) -> None:
-        """The same threshold for all branches."""
-        for dispatcher in token_dispatchers(host).values():
-            dispatcher.threshold.fill_(threshold)
-            dispatcher.capacity = None

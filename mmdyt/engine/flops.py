@@ -10,8 +10,8 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from mmdyt.core.branch import DynamicBranch, record_dispatch
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import record_dispatch
 from mmdyt.registry import HOOKS
 
 LAYER_RATE = 'activation_rate/'
@@ -107,21 +107,18 @@ class CostCounter:
         """Add up one forward pass of the backbone over a batch of images or windows, or of views of clips."""
         batch, _, *frames, height, width = args[0].shape
         images = batch * (frames[0] if frames else 1)
-        active = {}
         for name in self._record.names:
             (dispatch,) = self._record.dispatches[name]
-            patches = dispatch.patch_mask.float().sum(dim=(1, 2)).cpu()  # (B,)
-            self._sums[f'active/{name}'] += patches.sum().item()
+            self._sums[f'active/{name}'] += dispatch.patch_mask.float().sum().item()
             self._sums[f'seen/{name}'] += dispatch.patch_mask.shape[0] * dispatch.patch_mask.shape[1]
-            branch: DynamicBranch = backbone.get_submodule(name)
-            if branch.inference == 'packed':
-                active[name] = patches + dispatch.num_prefix_tokens
+        runs = {name: run for name, (run,) in self._record.runs.items()}
         self._record.clear()
         shape = (*frames, height, width)
         if shape not in self._part_macs:
             self._part_macs[shape] = part_macs(self._host, features)
         decoder = batch * sum(self._part_macs[shape].values())
-        macs = torch.as_tensor(backbone.macs(height, width, active)).expand(images).sum().item()
+        macs = torch.as_tensor(backbone.macs_of(backbone.num_patches(height, width), runs))
+        macs = macs.double().expand(images).sum().item()
         dense = images * backbone.dense_macs(height, width)
         self._sums.update(
             backbone=macs,

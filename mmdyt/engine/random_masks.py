@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import TestLoop, ValLoop
 from mmengine.runner.amp import autocast
 
-from mmdyt.core.branch import dynamic_branches, random_masks
+from mmdyt.core.observe import dynamic_branches, random_masks
 from mmdyt.registry import HOOKS
 
 from .calibration import seeded, unwrapped

@@ -4,7 +4,7 @@ import math
 
 from mmengine.hooks import Hook
 
-from mmdyt.core.dispatcher import TokenDispatcher
+from mmdyt.core.part import Dispatcher
 from mmdyt.registry import HOOKS
 
 SHAPES = ('linear', 'exponential', 'cosine')
@@ -48,11 +48,13 @@ class TauScheduleHook(Hook):
         self.start = start
         self.end = end
         self.by = by
-        self._dispatchers: list[TokenDispatcher] = []
+        self._dispatchers: list[Dispatcher] = []
 
     def before_train(self, runner) -> None:
         """Find the dispatchers, inside any wrapper."""
-        self._dispatchers = [module for module in runner.model.modules() if isinstance(module, TokenDispatcher)]
+        self._dispatchers = [
+            module for module in runner.model.modules() if isinstance(module, Dispatcher) and module.adjustable
+        ]
         if not self._dispatchers:
             raise ValueError(
                 'model must have a mmdyt.TokenDispatcher for mmdyt.TauScheduleHook, got none. '
@@ -63,5 +65,5 @@ class TauScheduleHook(Hook):
         """Set and log the temperature of this iteration."""
         tau = tau_at(runner.iter / max(runner.max_iters - 1, 1), self.start, self.end, self.by)
         for dispatcher in self._dispatchers:
-            dispatcher.tau = tau
+            dispatcher.set_tau(tau)
         runner.message_hub.update_scalar('train/tau', tau)

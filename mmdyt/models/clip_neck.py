@@ -59,6 +59,7 @@ class ClipNeck(BaseModule):
                 f'frames_per_clip must be 1 in the adapter of a ClipNeck, whose routing decides, got '
                 f'{adapter["frames_per_clip"]}.'
             )
+        adapter = adapter and {key: value for key, value in adapter.items() if key != 'frames_per_clip'}
         width = dict(dim=in_channels)
         self.in_channels = in_channels
         self.routing = routing

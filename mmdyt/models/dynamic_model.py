@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
-from mmdyt.core.losses import activation_rate, check_rate, distillation_loss, rate_loss
+from mmdyt.core.losses import check_rate
+from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.teacher import FeatureTeacher
+from mmdyt.models.loss_terms import TERMS, Passes
 
 
 class DynamicModel:
@@ -58,44 +58,35 @@ class DynamicModel:
         self.rate_weight = rate_weight
         self.complete_weight = complete_weight
         self.distill_weight = distill_weight
-        self.teacher: FeatureTeacher | None = None  # set by mmdyt.EvidenceHook
+        self.teacher: FeatureTeacher | None = None
+        self.terms = TERMS
 
     def logits_module(self) -> nn.Module:
         """The module whose output in a training pass is the prediction that is distilled, (B, K) or (B, K, H, W)."""
-        raise NotImplementedError
+        raise TypeError(f'{type(self).__name__} must say which module gives its logits.')
+
+    def set_teacher(self, teacher: FeatureTeacher | None) -> None:
+        """Hold the backbone's features to those of an earlier moment from now on; None no longer does."""
+        self.teacher = teacher
+
+    @contextmanager
+    def host_losses(self) -> Iterator[None]:
+        """Within the context the losses are the host's own."""
+        before, self.terms = self.terms, ()
+        try:
+            yield
+        finally:
+            self.terms = before
 
     def loss(self, inputs, data_samples, **kwargs) -> dict:
         """The host's losses and those of Dynamic Tuning; ``activation_rate`` of the sampled masks is for the log."""
         if not dynamic_branches(self):
             return super().loss(inputs, data_samples, **kwargs)
-        with record_dispatch(self) as record, self._backbone_passes() as passes:
-            logits, losses = self._host_pass(inputs, data_samples, **kwargs)
-        if self.teacher is not None:
-            terms = [self.teacher.loss(self.backbone, args, features) for args, features in passes]
-            losses['loss_features'] = sum(terms) / len(terms)
-        rate = activation_rate(record.flat())
-        losses['loss_rate'] = self.rate_weight * rate_loss(rate, self.target_rate)
-        losses['activation_rate'] = rate.detach()
-        if self.complete_weight or self.distill_weight:
-            # a teacher that is not itself trained needs no gradient
-            learns = self.complete_weight > 0 and torch.is_grad_enabled()
-            with complete_model(self), _kept_statistics(self), torch.set_grad_enabled(learns):
-                teacher, complete = self._host_pass(inputs, data_samples, **kwargs)
-            if self.complete_weight:
-                losses |= {f'complete.{k}': _weighted(k, value, self.complete_weight) for k, value in complete.items()}
-            if self.distill_weight:
-                losses['loss_distill'] = self.distill_weight * distillation_loss(logits, teacher)
+        passes = Passes(self, partial(self._host_pass, inputs, data_samples, **kwargs))
+        losses = passes.dynamic.losses
+        for term in self.terms:
+            losses |= term(self, passes)
         return losses
-
-    @contextmanager
-    def _backbone_passes(self) -> Iterator[list[tuple[tuple, tuple]]]:
-        """Yields a list to which each pass of the backbone within the context adds its inputs and its features."""
-        passes: list[tuple[tuple, tuple]] = []
-        handle = self.backbone.register_forward_hook(lambda module, args, output: passes.append((args, output)))
-        try:
-            yield passes
-        finally:
-            handle.remove()
 
     def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor | None, dict]:
         """One forward pass of the host: the prediction, where it will be distilled, and the host's losses."""
@@ -114,27 +105,3 @@ class DynamicModel:
                 f'{self.distill_weight}.'
             )
         return outputs[-1], losses
-
-
-@contextmanager
-def _kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Within the context batch norms (of heads) normalise as ever, but do not update their running statistics.
-
-    Inference normalises what the dynamic model gives; the complete model's features must not be mixed in.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    before = [norm.momentum for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-        yield
-    finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
-
-
-def _weighted(name: str, value: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:
-    """A loss times its weight; what is not a loss (an accuracy) as it is."""
-    if 'loss' not in name:
-        return value
-    return [weight * v for v in value] if isinstance(value, list) else weight * value

@@ -1,37 +1,28 @@
 """mmpretrain's Vision Transformer with its branches dispatched. No ViT is copied: its layers are adopted."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch.nn as nn
-from mmcv.cnn.bricks import DropPath
+import torch
 from mmengine.model import ModuleList
-from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer, VisionTransformer
-from torch import Tensor
+from mmpretrain.models.backbones.vision_transformer import VisionTransformer, resize_pos_embed
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from mmdyt.core.adapter import Adapter, MoEAdapter
-from mmdyt.core.branch import INFERENCE, TRAINING, DynamicBranch, dynamic_branches
-from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
-from mmdyt.core.macs import Count, ViTSize, dense_vit_macs, linear_weights, vit_macs
-from mmdyt.core.substitute import MeanUpdate
+from mmdyt.core.block import DISPATCH, Place
+from mmdyt.core.branch import INFERENCE, TRAINING
+from mmdyt.core.branch import BranchRun
+from mmdyt.core.macs import Count, norm_macs
+from mmdyt.core.part import Rewrite
+from mmdyt.core.part import parts as parts_of
+from mmdyt.core.rewriting import Rewritable, fold
+from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
-from mmdyt.models.encoder_layer import DyTEncoderLayer
+from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
+from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
 from mmdyt.registry import MODELS
 
-for part in (Adapter, MoEAdapter, TokenDispatcher, SampleDispatcher, RandomDispatcher, MeanUpdate):
-    MODELS.register_module(module=part)
-
-ADAPTER = MappingProxyType(dict(type='mmdyt.Adapter'))
-DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
-
-# which branches of a layer are dispatched, by the names of the paper's variants
-DISPATCH = dict(mlp=('mlp',), attn=('attn',), attn_mlp=('attn', 'mlp'), layer=('layer',))
-
-
-def _drops_paths(branch: nn.Module) -> bool:
-    """Whether a branch is dropped for whole images at random: it must then see which token is whose."""
-    return any(isinstance(m, DropPath) and m.drop_prob for m in branch.modules())
+register_parts()
 
 
 def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
@@ -43,11 +34,11 @@ def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
 
 
 @MODELS.register_module()
-class DyTVisionTransformer(VisionTransformer):
-    """Vision Transformer with Dynamic Tuning (DyT): frozen base, adapters, dispatched MLPs or attention.
+class DyTVisionTransformer(Rewritable, VisionTransformer):
+    """Vision Transformer with parts: a frozen base, by default adapters and dispatched MLPs, Dynamic Tuning (DyT).
 
     Returns exactly what mmpretrain's ``VisionTransformer`` returns, in mmpretrain, mmseg and mmaction2. Masks, logits
-    and counts are read through :func:`mmdyt.core.branch.record_dispatch`. Source: arXiv 2403.11808.
+    and counts are read through :func:`mmdyt.core.observe.record_dispatch`. Source: arXiv 2403.11808.
 
     Args:
         arch: As mmpretrain's: a name, or a dict of sizes.
@@ -66,8 +57,9 @@ class DyTVisionTransformer(VisionTransformer):
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
-            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default adapters, dispatchers and substitutes,
-            where there are any.
+            else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default what the parts declare.
+        parts: Configs of more parts, such as ``dict(type='mmdyt.LoRA', on='attn.qkv', rows='qv', rank=8)``. All layers
+            get them, or those that ``layers=[...]`` names by index. See docs/methods.md.
         **vit: Arguments of mmpretrain's ``VisionTransformer`` (``img_size``, ``out_indices``,
             ``out_type``, ``final_norm``, ``drop_path_rate`` ...), but ``frozen_stages``.
 
@@ -93,6 +85,7 @@ class DyTVisionTransformer(VisionTransformer):
         training: str = 'split',
         skip_unread: bool = False,
         tuned: Tuned | None = None,
+        parts: Sequence[Mapping] | None = None,
         **vit,
     ):
         if dispatch not in DISPATCH:
@@ -123,37 +116,48 @@ class DyTVisionTransformer(VisionTransformer):
             )
         if substitute is not None and dispatcher is None:
             raise ValueError(f'substitute must be None without a dispatcher, got {substitute!r}.')
-        self.dispatch = dispatch
-        width = dict(dim=self.embed_dims)
-        adapter = adapter if adapter is None else ADAPTER | adapter | width
-        if dispatcher is not None:
-            dispatcher = DISPATCHER | dispatcher | width | dict(num_prefix_tokens=self.num_extra_tokens)
-        parts = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute and substitute | width)
-        self.layers = ModuleList(self._adopt(layer, parts, inference, training) for layer in self.layers)
+        self._open(dispatch, inference, training)
+        self.frames_per_clip = frames_per_clip(adapter)
+        self._add_parts([*as_parts(dispatch, adapter, dispatcher, substitute), *(parts or ())])
         self.skip_unread = skip_unread
         if skip_unread:
             self._check_unread_can_be_skipped()
-            self.layers[-1].read = self.num_extra_tokens
-        set_tuned(self, self._added_parts() if tuned is None else tuned)
+        set_tuned(self, tuned)
 
-    def _adopt(
-        self, layer: TransformerEncoderLayer, parts: dict[str, dict | None], inference: str, training: str
-    ) -> DyTEncoderLayer:
-        """The dynamic layer made of a plain one, each branch with parts of its own."""
-        dynamic = {}
-        for kind in DISPATCH[self.dispatch] if any(parts.values()) else ():
-            each_token_alone = kind == 'mlp' and not _drops_paths(layer.ffn)
-            dynamic[kind] = DynamicBranch(
-                inference=inference,
-                training='masked' if training == 'split' and not each_token_alone else training,
-                **{name: part and MODELS.build(part) for name, part in parts.items()},
-            )
-        return DyTEncoderLayer(layer, dynamic)
+    def _open(self, dispatch: str, inference: str, training: str) -> None:
+        """Adopt the layers as blocks, and make room for parts."""
+        self.dispatch = dispatch
+        patch_values = self.patch_embed.projection.weight[0].numel()
+        place = Place(self.embed_dims, 0, self.num_layers, self.num_extra_tokens, patch_values)
+        self.layers = ModuleList(
+            DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training)
+            for i, layer in enumerate(self.layers)
+        )
+        self.dynamic = nn.ModuleDict()
 
-    def _added_parts(self) -> list[str]:
-        """Patterns of the parameters that Dynamic Tuning added, as far as there are any."""
-        names = [name for name, _ in self.named_parameters()]
-        return [part for part in ('adapter', 'dispatcher', 'substitute') if any(f'.{part}.' in name for name in names)]
+    def _add_parts(self, configs: Sequence[Mapping]) -> None:
+        """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
+        kinds = [part_class(config['type']) for config in configs]
+        chosen = [_chosen(config.get('layers'), self.num_layers) for config in configs]
+        options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
+        for i, layer in enumerate(self.layers):
+            for kind, layers, arguments in zip(kinds, chosen, options, strict=True):
+                if i in layers:
+                    kind.add_to(layer, **arguments)
+        for kind, config, arguments in zip(kinds, configs, options, strict=True):
+            if issubclass(kind, Rewrite) and config.get('layers') is None:
+                kind.add_to(self, **arguments)
+
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """What parts may rewrite outside the layers: the patch embedding and the final norm."""
+        final = {'norm.final': self.ln1} if self.final_norm else {}
+        return {'embed.projection': self.patch_embed.projection} | final
+
+    def init_weights(self) -> None:
+        """As mmpretrain's; the parts outside the layers start as they are meant to."""
+        super().init_weights()
+        for part in parts_of(self.dynamic):
+            part.reset_parameters()
 
     def _check_unread_can_be_skipped(self) -> None:
         """Refuse ``skip_unread`` where something reads what would be skipped."""
@@ -162,15 +166,18 @@ class DyTVisionTransformer(VisionTransformer):
                 f"skip_unread must be False unless out_type is 'cls_token' and only the last layer is read, got "
                 f'out_type={self.out_type!r}, out_indices={self.out_indices}.'
             )
-        if type(self.layers[-1].attn.qkv) is not nn.Linear:
+        last = self.layers[-1]
+        if type(last.attn.qkv) is not nn.Linear:
             raise ValueError(
-                f'skip_unread must be False unless the projections are nn.Linear, got {type(self.layers[-1].attn.qkv)}.'
+                f'skip_unread must be False unless the projections are nn.Linear, got {type(last.attn.qkv)}.'
             )
-        if any(branch.training_executor == 'masked_all_keys' for branch in self.layers[-1].dynamic.values()):
+        if any(branch.training_executor == 'masked_all_keys' for branch in last.branches().values()):
             raise ValueError("skip_unread must be False with training='masked_all_keys', got True.")
-        adapters = [branch.adapter for branch in self.layers[-1].dynamic.values()]
-        if any(isinstance(adapter, MoEAdapter) for adapter in adapters):
-            raise ValueError('skip_unread must be False with a MoEAdapter, whose router reads all tokens, got True.')
+        for part in parts_of(last):
+            if part.reads_all:
+                raise ValueError(
+                    f'skip_unread must be False with a {type(part).__name__}, which reads all tokens, got True.'
+                )
 
     def train(self, mode: bool = True):
         """Set the mode; returns self, as ``nn.Module`` does and mmpretrain's backbone does not."""
@@ -180,12 +187,46 @@ class DyTVisionTransformer(VisionTransformer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images, or of clips: their frames are folded into the batch."""
         if x.dim() != 5:
-            return super().forward(x)
-        mixed = {m.frames_per_clip for m in self.modules() if isinstance(m, MoEAdapter)}
-        if not mixed <= {1, x.shape[2]}:
-            raise ValueError(f'frames_per_clip must be 1 or the {x.shape[2]} frames of a clip, got {max(mixed)}.')
-        features = super().forward(x.transpose(1, 2).flatten(0, 1))
+            return self._forward_images(x, 1)
+        if self.frames_per_clip not in (1, x.shape[2]):
+            raise ValueError(
+                f'frames_per_clip must be 1 or the {x.shape[2]} frames of a clip, got {self.frames_per_clip}.'
+            )
+        features = self._forward_images(x.transpose(1, 2).flatten(0, 1), x.shape[2])
         return tuple(_unfold_frames(level, x.shape[2]) for level in features)
+
+    def _forward_images(self, x: Tensor, frames: int) -> tuple[Tensor, ...]:
+        """As mmpretrain's, with a state of the tokens that goes from layer to layer."""
+        x, grid = self._embed(x)
+        state = TokenState(self.num_extra_tokens, grid=tuple(grid), frames=frames)
+        outs = []
+        for i, layer in enumerate(self.layers):
+            last = i == self.num_layers - 1
+            if last and self.skip_unread:
+                state.read = self.num_extra_tokens
+            x = layer(x, state)
+            if i in self.out_indices:
+                features = x if state.read is not None else state.restore(x)
+                features = self.call('norm.final', features) if last and self.final_norm else features
+                outs.append(self._format_output(features, grid))
+        return tuple(outs)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Patch tokens behind the class token, with positions, and their grid; as mmpretrain's."""
+        conv, rewrites = self.patch_embed.projection, self.rewrites('embed.projection')
+        weight, bias = fold(rewrites, conv.weight, conv.bias)
+        tensors = {'projection.weight': weight} | ({} if bias is None else {'projection.bias': bias})
+        x, grid = functional_call(self.patch_embed, tensors, (x,)) if rewrites else self.patch_embed(x)
+        if self.cls_token is not None:
+            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+        positions = resize_pos_embed(
+            self.pos_embed,
+            self.patch_resolution,
+            grid,
+            mode=self.interpolate_mode,
+            num_extra_tokens=self.num_extra_tokens,
+        )
+        return self.pre_norm(self.drop_after_pos(x + positions)), grid
 
     def num_patches(self, height: int, width: int) -> int:
         """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""
@@ -195,45 +236,79 @@ class DyTVisionTransformer(VisionTransformer):
         rows, columns = ((side + 2 * p - k) // s + 1 for side, k, s, p in sides)
         return rows * columns
 
-    def size(self) -> ViTSize:
-        """What the closed form of :mod:`mmdyt.core.macs` must know of this backbone."""
-        layer = self.layers[0]
-        branches = layer.dynamic.values()
-        adapters = [branch.adapter for branch in branches if branch.adapter is not None]
-        dispatchers = {name: b.dispatcher.macs_per_token() for name, b in dynamic_branches(layer).items()}
-        return ViTSize(
-            dim=self.embed_dims,
-            patch_weights=self.patch_embed.projection.weight[0].numel(),
-            attn_weights=linear_weights(layer.attn),
-            mlp_weights=linear_weights(layer.ffn),
-            adapter_weights=sum(adapter.macs_per_token() for adapter in adapters),
-            dispatcher_weights=sum(dispatchers.values()),
-            attn_dispatcher_weights=sum(n for name, n in dispatchers.items() if not name.endswith('mlp')),
-            adapter_macs_per_image=sum(adapter.macs_per_image() for adapter in adapters),
-            num_prefix_tokens=self.num_extra_tokens,
-            extra_norms=int(self.final_norm) + int(not isinstance(self.pre_norm, nn.Identity)),
-            pooled_norms=int(self.out_type == 'avg_featmap') * len(self.out_indices),
-        )
-
-    def macs(self, height: int, width: int, active: dict[str, Count]) -> Count:
-        """MACs of an image of ``height`` x ``width`` pixels.
+    def macs(self, height: int, width: int, active: Mapping[str, Count]) -> Count:
+        """MACs of an image of ``height`` x ``width`` pixels in inference, from counts of active tokens.
 
         Args:
             height: Pixels.
             width: Pixels.
-            active: Active tokens incl. prefix of each dispatched branch by module name, e.g.
-                ``layers.0.dynamic.mlp``; a tensor holds one count per image.
+            active: Active tokens incl. prefix and prompts of each dispatched branch by module name, e.g.
+                ``layers.0.dynamic.mlp``; a tensor holds one count per image. Branches that are not named run all.
+
+        Raises:
+            ValueError: If an entry of ``active`` is no possible count.
         """
-        size, patches = self.size(), self.num_patches(height, width)
-        tokens = patches + size.num_prefix_tokens
-        read = size.num_prefix_tokens if self.skip_unread else None
+        patches = self.num_patches(height, width)
+        tokens = patches + self.num_extra_tokens
+        runs = {}
+        for i, layer in enumerate(self.layers):
+            tokens += sum(part.prompts() for part in layer.steps('enter')) if i == 0 else 0
+            read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
+            names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
+            counts = {site: active[name] for site, name in names.items() if name in active}
+            _check_counts(counts.values(), tokens)
+            runs |= {names[site]: run for site, run in layer.expected(tokens, counts, read).items()}
+        return self.macs_of(patches, runs)
 
-        def count(i: int, kind: str) -> Count:
-            return active.get(f'layers.{i}.dynamic.{kind}', active.get(f'layers.{i}.dynamic.layer', tokens))
+    def macs_of(self, patches: int, runs: Mapping[str, BranchRun]) -> Count:
+        """MACs of an image from what the branches ran, by module name: the sum over the layers and what is around.
 
-        active = [(count(i, 'attn'), count(i, 'mlp')) for i in range(self.num_layers)]
-        return vit_macs(size, patches, active, read=read)
+        Args:
+            patches: Patch tokens N.
+            runs: Of one forward pass, as :func:`mmdyt.core.observe.record_dispatch` sees them.
+        """
+        total = self._outside_macs(patches)
+        for i, layer in enumerate(self.layers):
+            total = total + layer.macs({site: runs[f'layers.{i}.dynamic.{site}'] for site in layer.branches()})
+        return total
+
+    def _outside_macs(self, patches: int) -> int:
+        """MACs of patch embedding, norms outside the layers, and pooled norms."""
+        tokens = patches + self.num_extra_tokens
+        embed = patches * self.patch_embed.projection.weight.numel()
+        final = self.num_extra_tokens if self.skip_unread else tokens
+        norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * tokens
+        pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
+        return embed + norm_macs(norms + pooled, self.embed_dims)
 
     def dense_macs(self, height: int, width: int) -> float:
-        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no dispatchers, no adapters."""
-        return dense_vit_macs(self.size(), self.num_patches(height, width), self.num_layers)
+        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no parts, every token runs."""
+        patches = self.num_patches(height, width)
+        tokens = patches + self.num_extra_tokens
+        skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
+        skipped *= int(self.final_norm)
+        return self._outside_macs(patches) + skipped + sum(layer.dense_macs(tokens) for layer in self.layers)
+
+
+def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """Indices of layers, negative ones from the end; None is all.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    if layers is None:
+        return list(range(depth))
+    for layer in layers:
+        if not (isinstance(layer, int) and -depth <= layer < depth):
+            raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
+    return sorted({layer % depth for layer in layers})
+
+
+def _check_counts(counts: Iterable[Count], tokens: int) -> None:
+    """Refuse counts of tokens that are impossible."""
+    for count in counts:
+        low, high = (count.min(), count.max()) if isinstance(count, Tensor) else (count, count)
+        if not (low >= 0 and high <= tokens):
+            raise ValueError(
+                f'active must hold counts in [0, {tokens}], got {low:g} to {high:g}. They include prefix tokens.'
+            )

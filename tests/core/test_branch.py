@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.adapter import Adapter
-from mmdyt.core.branch import DynamicBranch, complete_model, dynamic_branches, record_dispatch
-from mmdyt.core.dispatcher import Dispatch, TokenDispatcher
+from mmdyt.parts.adapter import Adapter
+from mmdyt.core.branch import DynamicBranch
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.dispatch import Dispatch
+from mmdyt.parts.dispatcher import TokenDispatcher
 from mmdyt.core.executors import masked, packed, split
 
 

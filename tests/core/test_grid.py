@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdyt.core.dispatcher import Dispatch
+from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.grid import active_share
 
 

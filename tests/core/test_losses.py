@@ -4,7 +4,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from mmdyt.core.dispatcher import Dispatch, straight_through
+from mmdyt.core.dispatch import Dispatch, straight_through
 from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.branch import complete_model, dynamic_branches
+from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.teacher import FeatureTeacher, feature_loss
 from mmdyt.models import DyTVisionTransformer
 

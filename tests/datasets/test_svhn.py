@@ -14,7 +14,7 @@ from mmdyt import compat
 compat.install()
 
 from mmdyt.datasets import svhn  # noqa: E402
-from mmdyt.engine.datasets import check_data  # noqa: E402
+from mmdyt.preflight.datasets import check_data  # noqa: E402
 
 LABELS = [1, 10, 9, 5]  # the file calls the digit 0 "10"
 

@@ -16,8 +16,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.utils.data import DataLoader
 
 import mmdyt.models.classifier  # noqa: F401  repairs the wheels, registers
-from mmdyt.core.branch import dynamic_branches
-from mmdyt.core.calibrate import RULES, token_dispatchers
+from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.fit.calibrate import token_dispatchers
+from mmdyt.core.fit.request import RULES
 from mmdyt.engine import CalibrationHook
 from mmdyt.engine.calibration import calibrate_host
 from mmdyt.engine.rng_state import get_random_states

@@ -9,7 +9,7 @@ import torch.nn as nn
 from mmengine.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mmdyt.core.branch import complete_model, dynamic_branches
+from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.macs import count_macs
 from mmdyt.engine.flops import FLOPsHook, find_host, part_macs
 

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS, DefaultScope
 from test_flops import make_runner
 
 import mmdyt.models.recognizer  # noqa: F401  registers
-from mmdyt.core.branch import dynamic_branches
+from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.macs import count_macs
 from mmdyt.engine.flops import FLOPsHook
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.branch import dynamic_branches, random_masks, record_dispatch
+from mmdyt.core.observe import dynamic_branches, random_masks, record_dispatch
 from mmdyt.models import DyTVisionTransformer
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)

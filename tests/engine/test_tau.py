@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS, MODELS
 
-from mmdyt.core.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
+from mmdyt.parts.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 from mmdyt.engine import TauScheduleHook
 from mmdyt.engine.tau import tau_at
 

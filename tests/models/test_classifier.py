@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from test_vit import TINY, spread_masks
 
 import mmdyt.models.classifier  # noqa: F401  registers
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 
 # isort: split
 from mmpretrain.registry import MODELS

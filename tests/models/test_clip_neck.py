@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.adapter import MoEAdapter
+from mmdyt.parts.moe_adapter import MoEAdapter
 from mmdyt.models.clip_neck import ClipNeck
 
 C, V, T, N = 16, 2, 3, 5

@@ -8,7 +8,7 @@ from mmengine.registry import DefaultScope
 from test_vit import TINY
 
 import mmdyt.models.recognizer  # noqa: F401  registers
-from mmdyt.core.branch import complete_model, record_dispatch
+from mmdyt.core.observe import complete_model, record_dispatch
 
 # isort: split
 from mmaction.registry import MODELS

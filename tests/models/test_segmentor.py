@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels before mmseg is imported
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 
 # isort: split
 from mmseg.registry import MODELS

@@ -5,7 +5,7 @@ import torch
 from test_vit import TINY, make_pair, set_all, spread_masks
 from test_vit_variants import EVERY, use
 
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.grid import active_share
 from mmdyt.core.macs import count_macs
 from mmdyt.models import DyTVisionTransformer

@@ -5,7 +5,7 @@ import torch
 import torch.nn as nn
 from test_vit import TINY, make_pair, set_all, spread_masks
 
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.macs import count_macs
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer

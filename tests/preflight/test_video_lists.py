@@ -15,8 +15,8 @@ compat.install()
 
 import mmaction.datasets  # noqa: E402, F401
 
-from mmdyt.engine.datasets import check_data  # noqa: E402
-from mmdyt.engine.lists import check_list, video_lines  # noqa: E402
+from mmdyt.preflight.datasets import check_data  # noqa: E402
+from mmdyt.preflight.lists import check_list, video_lines  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.adapter import Adapter, MoEAdapter
+from mmdyt.parts.adapter import Adapter
+from mmdyt.parts.moe_adapter import MoEAdapter
 
 
 def make(dim=6, **arguments):

@@ -5,19 +5,17 @@ The two differ, and so the rate drifts. Here a few images show which thresholds 
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .branch import dynamic_branches, record_dispatch
-from .dispatcher import SampleDispatcher, TokenDispatcher
-from .losses import check_rate
+from ..observe import decisions, dynamic_branches, eval_mode, record_dispatch, sampled
+from ..part import Dispatcher
+from .request import CalibrationRequest
 
-RULES = ('rate_matched', 'uniform', 'global')
 TOLERANCE = 1e-3  # of the rate, where it is searched over whole forward passes
 STEPS = 40  # of a search
 
@@ -38,46 +36,33 @@ class Calibrated(NamedTuple):
     capacity: float | None = None
 
 
-def check_rule(rule: str, target_rate: float) -> None:
-    """Refuse a rule or a rate that :func:`calibrate` would refuse.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    if rule not in RULES:
-        raise ValueError(f'rule must be one of {list(RULES)}, got {rule!r}.')
-    check_rate(target_rate)
-
-
-def check_per_image(dispatchers: dict[str, TokenDispatcher], per_image: bool) -> None:
+def check_per_image(dispatchers: dict[str, Dispatcher], per_image: bool) -> None:
     """Refuse equal rates of all images where one decision is made for all tokens of an image.
 
     Raises:
         ValueError: Naming the first such branch.
     """
     for name, dispatcher in dispatchers.items():
-        if per_image and isinstance(dispatcher, SampleDispatcher):
-            raise ValueError(f'per_image must be False with the SampleDispatcher of {name}, got True.')
+        if per_image and not dispatcher.per_token:
+            raise ValueError(f'per_image must be False with the {type(dispatcher).__name__} of {name}, got True.')
 
 
-def token_dispatchers(model: nn.Module) -> dict[str, TokenDispatcher]:
+def token_dispatchers(model: nn.Module) -> dict[str, Dispatcher]:
     """The dispatchers of a model that have a threshold, by the module name of their branch, in network order.
 
     Raises:
         ValueError: If there are none.
     """
     found = {name: branch.dispatcher for name, branch in dynamic_branches(model).items()}
-    found = {name: dispatcher for name, dispatcher in found.items() if isinstance(dispatcher, TokenDispatcher)}
+    found = {name: dispatcher for name, dispatcher in found.items() if dispatcher.adjustable}
     if not found:
         raise ValueError('model must have a dispatcher with a threshold, a TokenDispatcher, got none.')
     return found
 
 
 @torch.no_grad()
-def calibrate(
-    model: nn.Module, forwards: Forwards, target_rate: float, rule: str = 'rate_matched', per_image: bool = False
-) -> dict[str, Calibrated]:
-    """Set the thresholds of a trained model such that its activation rate on some images is ``target_rate``.
+def calibrate(model: nn.Module, forwards: Forwards, request: CalibrationRequest) -> dict[str, Calibrated]:
+    """Set the thresholds of a trained model such that its activation rate on some images is the wanted one.
 
     The rate is the mean over the branches of their fractions of active patch tokens. The rules divide it:
 
@@ -100,24 +85,25 @@ def calibrate(
         model: Its branches run as in inference, whatever mode it is in.
         forwards: Each runs the model on some images; all are called L + 3 times (``global``: some 6 times), and once
             more for ``per_image``.
-        target_rate: Wanted activation rate, in (0, 1].
-        rule: One of the above.
-        per_image: Set capacities too, the rates that the thresholds gave: every image then has the same rate, whatever
-            it shows, to the nearest token of each branch.
+        request: Its ``target_rate`` is wanted, its ``rule`` is one of the above, and its ``per_image`` sets capacities
+            too, the rates that the thresholds gave: every image then has the same rate, whatever it shows, to the
+            nearest token of each branch.
 
     Returns:
         What was set, and the rate that it gave, by branch name. Branches that no patch token reached are left out, and
         as they were.
 
     Raises:
-        ValueError: If an argument is out of range, the model has no thresholds, its logits are not finite, or the
-            forward passes show it no image.
+        ValueError: If the request has no rate, the model has no thresholds, its logits are not finite, or the forward
+            passes show it no image.
     """
-    check_rule(rule, target_rate)
+    target_rate, rule = request.target_rate, request.rule
+    if target_rate is None:
+        raise ValueError('target_rate must be given, got None.')
     if not forwards:
         raise ValueError('forwards must hold at least one forward pass, got none.')
     with eval_mode(model):
-        dispatchers = _reached(model, forwards, per_image)
+        dispatchers = _reached(model, forwards, request.per_image)
         if rule == 'global':
             _set_all(model, forwards, dispatchers, target_rate)
         else:
@@ -126,9 +112,9 @@ def calibrate(
                 shares = _trained_shares(model, forwards, dispatchers, target_rate)
             _set_in_order(model, forwards, dispatchers, shares)
         rates = measured_rates(model, forwards)
-        if per_image:
+        if request.per_image:
             for name, rate in rates.items():
-                dispatchers[name].capacity = rate
+                dispatchers[name].set_rule(capacity=rate)
             rates = measured_rates(model, forwards)
     found = {name: dispatchers[name] for name in rates}
     return {name: Calibrated(d.threshold.item(), rates[name], d.capacity) for name, d in found.items()}
@@ -171,7 +157,7 @@ def threshold_for(logits: Tensor, share: float) -> float:
     return (middle if middle < above else below).item()  # neighbouring floats have nothing between them
 
 
-def _reached(model: nn.Module, forwards: Forwards, per_image: bool) -> dict[str, TokenDispatcher]:
+def _reached(model: nn.Module, forwards: Forwards, per_image: bool) -> dict[str, Dispatcher]:
     """The dispatchers that decide about a patch token, by branch name; checks that there is something to calibrate."""
     dispatchers = token_dispatchers(model)
     check_per_image(dispatchers, per_image)
@@ -179,20 +165,20 @@ def _reached(model: nn.Module, forwards: Forwards, per_image: bool) -> dict[str,
     if not logits:
         raise ValueError('forwards must run the model, dispatched, on images with patch tokens, got none.')
     for name in logits:
-        dispatchers[name].capacity = None
+        dispatchers[name].set_rule()
     return {name: dispatchers[name] for name in logits}
 
 
 def _set_in_order(
-    model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], shares: dict[str, float]
+    model: nn.Module, forwards: Forwards, dispatchers: dict[str, Dispatcher], shares: dict[str, float]
 ) -> None:
     """Give each branch its share of active tokens, in network order."""
     for name, dispatcher in dispatchers.items():
         logits = _logits(model, forwards, [name])[name]
-        dispatcher.threshold.fill_(threshold_for(logits, shares[name]))
+        dispatcher.set_rule(threshold_for(logits, shares[name]))
 
 
-def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], target_rate: float) -> None:
+def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, Dispatcher], target_rate: float) -> None:
     """Give all branches the threshold with which the mean of their rates is the wanted one.
 
     The quantile of all logits would be right if they did not change with it. They do, so it is taken again, within the
@@ -201,7 +187,7 @@ def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenD
     low, high, threshold = -math.inf, math.inf, -math.inf
     distances = {}
     for _ in range(STEPS):
-        _fill(dispatchers, threshold)
+        set_threshold(dispatchers, threshold)
         logits = _logits(model, forwards, dispatchers)
         rate = _mean({name: (values > threshold).double().mean().item() for name, values in logits.items()})
         distances[threshold] = abs(rate - target_rate)
@@ -211,7 +197,7 @@ def _set_all(model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenD
         threshold = threshold_for(torch.cat(list(logits.values())), target_rate)
         if not low < threshold < high:
             threshold = _between(low, high)
-    _fill(dispatchers, min(distances, key=distances.get))
+    set_threshold(dispatchers, min(distances, key=distances.get))
 
 
 def _between(low: float, high: float) -> float:
@@ -221,17 +207,19 @@ def _between(low: float, high: float) -> float:
     return low + 1 if math.isinf(high) else (low + high) / 2
 
 
-def _fill(dispatchers: dict[str, TokenDispatcher], threshold: float) -> None:
-    """The same threshold for some branches."""
+def set_threshold(dispatchers: dict[str, Dispatcher], threshold: float) -> None:
+    """The same threshold for some branches, and no capacity; 0 is the paper's, -inf runs every token."""
     for dispatcher in dispatchers.values():
-        dispatcher.threshold.fill_(threshold)
+        dispatcher.set_rule(threshold)
 
 
 def _trained_shares(
-    model: nn.Module, forwards: Forwards, dispatchers: dict[str, TokenDispatcher], target_rate: float
+    model: nn.Module, forwards: Forwards, dispatchers: dict[str, Dispatcher], target_rate: float
 ) -> dict[str, float]:
     """Share of active tokens of each branch in training, with all logits moved alike so that they meet the rate."""
-    with _sampled_masks(model, dispatchers):
+    devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
+    with torch.random.fork_rng(devices), decisions(model, dict.fromkeys(dispatchers, sampled)):
+        torch.manual_seed(0)  # the same noise each time
         logits = _logits(model, forwards, dispatchers)
 
     def shares_at(offset: float) -> dict[str, float]:
@@ -278,31 +266,3 @@ def _observe(model: nn.Module, forwards: Forwards, part: str, names: Iterable[st
 
 def _mean(rates: dict[str, float]) -> float:
     return sum(rates.values()) / len(rates)
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within the context the model runs as in inference; afterwards each module has its former mode."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _sampled_masks(model: nn.Module, dispatchers: dict[str, TokenDispatcher]) -> Iterator[None]:
-    """Within the context, in inference, the dispatchers sample as in training, with the same noise each time."""
-    devices = {p.device for p in model.parameters() if p.device.type == 'cuda'}
-    noise = {dispatcher: dispatcher.noise for dispatcher in dispatchers.values()}
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(0)
-        try:
-            for dispatcher in noise:
-                dispatcher.training = dispatcher.noise = True
-            yield
-        finally:
-            for dispatcher, before in noise.items():
-                dispatcher.training, dispatcher.noise = False, before

@@ -12,9 +12,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
-from mmdyt.engine import preflight
-from mmdyt.engine.checkpoints import check_fit, check_resumable, read_tensors
-from mmdyt.engine.names import check_types
+from mmdyt import preflight
+from mmdyt.preflight.checkpoints import check_fit, check_resumable, read_tensors
+from mmdyt.preflight.names import check_types
 
 ROOT = Path(__file__).parents[2]
 FORM = r'error: .*\S+ must .+, got .+'

@@ -118,7 +118,7 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
     missing, unexpected = _load(model, dict(tensors), errors)
     if not exact:
         backbone = 'backbone.' if hasattr(model, 'backbone') else ''
-        added = rf'^{re.escape(backbone)}(ln2\.|.*\.dynamic\.)'
+        added = rf'^{re.escape(backbone)}(ln2\.|(.*\.)?dynamic\.)'
         final = rf'^{re.escape(backbone)}(ln[12]\.|cls_token)'
         missing = [n for n in missing if n.startswith(backbone) and not re.search(added, n)]
         unexpected = [n for n in unexpected if n.startswith(backbone) and not re.search(final, n)]

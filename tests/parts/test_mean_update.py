@@ -6,12 +6,15 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.adapter import Adapter
+from mmdyt.parts.adapter import Adapter
 from mmdyt.core.attention import Layout
-from mmdyt.core.branch import DynamicBranch, complete_model, dynamic_branches, watch_updates
-from mmdyt.core.dispatcher import Dispatch, TokenDispatcher
-from mmdyt.core.evidence import FLOOR, _log_evidence
-from mmdyt.core.substitute import MeanUpdate, fit_substitutes
+from mmdyt.core.branch import DynamicBranch
+from mmdyt.core.observe import complete_model, dynamic_branches, watch_updates
+from mmdyt.core.dispatch import Dispatch
+from mmdyt.parts.dispatcher import TokenDispatcher
+from mmdyt.core.fit.evidence import FLOOR, _log_evidence
+from mmdyt.core.fit.mean_update import fit_mean_updates as fit_substitutes
+from mmdyt.parts.mean_update import MeanUpdate
 from mmdyt.models import DyTVisionTransformer
 
 DIM = 8

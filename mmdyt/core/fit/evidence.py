@@ -9,14 +9,17 @@ it, gives logits that mean the same in every branch, and one threshold for all o
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .branch import dynamic_branches
-from .calibrate import eval_mode, token_dispatchers
-from .dispatcher import Dispatch, TokenDispatcher
+from ..dispatch import Dispatch
+from ..observe import decisions, dynamic_branches, eval_mode
+from ..part import Dispatcher
+from ..tokens import TokenState
+from .calibrate import token_dispatchers
 
 SCALE = 1024.0  # of the loss, so that half precision keeps small derivatives; evidence is relative
 FLOOR = 1e-6  # of the mean evidence of an image: the logarithm of less says nothing
@@ -56,7 +59,7 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     Evidence is the absolute derivative of the loss by the token's mask, in units of the image's mean over all its
     tokens and branches: images that are easy, or learnt by heart, have small derivatives and would say nothing
     otherwise. The gates are linear, so the fit is a ridge regression in closed form: no step of training, no learning
-    rate. Thresholds are not touched; :func:`mmdyt.core.calibrate.calibrate` with the rule ``global`` sets them.
+    rate. Thresholds are not touched; :func:`mmdyt.core.fit.calibrate.calibrate` with the rule ``global`` sets them.
 
     Source: the importance of first order of Molchanov et al. (Importance Estimation for Neural Network Pruning, CVPR
     2019), of a token's update instead of a weight.  # differs from paper: dispatchers are not trained.
@@ -74,7 +77,7 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
         tokens reached.
 
     Raises:
-        ValueError: If the model has no :class:`~mmdyt.core.dispatcher.TokenDispatcher`, there is no loss, one does not
+        ValueError: If the model has no dispatcher with a gate, there is no loss, one does not
             depend on the dispatched branches, or none gives finite evidence; then nothing is changed.
     """
     dispatchers = token_dispatchers(model)
@@ -92,57 +95,47 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     with torch.no_grad():
         for name, found in moments.items():
             weight, bias, explained[name] = found.solve(ridge)
-            dispatchers[name].gate.weight.copy_(weight[None])
-            dispatchers[name].gate.bias.copy_(bias[None])
+            dispatchers[name].set_gate(weight, bias)
     return explained
 
 
 def _log_evidence(
-    model: nn.Module, dispatchers: dict[str, TokenDispatcher], loss: Callable[[], Tensor]
+    model: nn.Module, dispatchers: dict[str, Dispatcher], loss: Callable[[], Tensor]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Inputs of the gates (M, C) and log evidence (M,) of one batch, by branch name."""
     with torch.enable_grad(), _differentiable_masks(model) as seen:
         value = loss() * SCALE
-        masks = {name: mask for name, (_, mask) in seen.items() if name in dispatchers}
-        masks = {name: mask for name, mask in masks.items() if mask.shape[1] > dispatchers[name].num_prefix_tokens}
-        if not (value.requires_grad and masks):
+        found = {name: decided for name, decided in seen.items() if name in dispatchers}
+        found = {name: (x, d) for name, (x, d) in found.items() if d.mask.shape[1] > d.num_prefix_tokens}
+        if not (value.requires_grad and found):
             raise ValueError('losses must depend on the dispatched branches of the model, got one that does not.')
-        gradients = torch.autograd.grad(value, list(masks.values()), allow_unused=True)
-    evidence = {
-        name: torch.zeros_like(mask) if gradient is None else gradient.abs()
-        for (name, mask), gradient in zip(masks.items(), gradients, strict=True)
-    }
-    evidence = {name: values[:, dispatchers[name].num_prefix_tokens :, 0] for name, values in evidence.items()}
+        gradients = torch.autograd.grad(value, [d.mask for _, d in found.values()], allow_unused=True)
+    evidence, inputs = {}, {}
+    for (name, (x, dispatch)), gradient in zip(found.items(), gradients, strict=True):
+        values = torch.zeros_like(dispatch.mask) if gradient is None else gradient.abs()
+        evidence[name] = values[:, dispatch.num_prefix_tokens :, 0]
+        inputs[name] = x[:, dispatch.num_prefix_tokens :].flatten(0, 1)
     mean = torch.stack([values.mean(1) for values in evidence.values()]).mean(0)[:, None]  # (B, 1)
     mean = mean.where(mean.isfinite(), math.nan)  # an overflow anywhere spoils its image
     logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
-    inputs = {name: seen[name][0][:, dispatchers[name].num_prefix_tokens :].flatten(0, 1) for name in logs}
     finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence
     return {name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]]) for name in logs}
 
 
 @contextmanager
-def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Dispatch]]]:
     """Within the context the masks of all dispatchers are leaves of the graph, whose derivative can be asked for.
 
     Yields:
-        Input (B, N, C) of each dispatcher and its mask (B, N, 1), by branch name, as the model runs.
+        Input (B, N, C) of each dispatcher and what it decided, by branch name, as the model runs.
     """
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = []
+    seen: dict[str, tuple[Tensor, Dispatch]] = {}
 
-    def watch(name: str, dispatcher: nn.Module) -> None:
-        def replace(module: nn.Module, args: tuple[Tensor], dispatch: Dispatch) -> Dispatch:
-            mask = dispatch.mask.detach().requires_grad_()
-            seen[name] = args[0].detach().float(), mask
-            return dispatch._replace(mask=mask)
+    def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
+        dispatch = dispatcher(x, state)
+        dispatch = dispatch._replace(mask=dispatch.mask.detach().requires_grad_())
+        seen[name] = x.detach().float(), dispatch
+        return dispatch
 
-        handles.append(dispatcher.register_forward_hook(replace))
-
-    for name, branch in dynamic_branches(model).items():
-        watch(name, branch.dispatcher)
-    try:
+    with decisions(model, {name: partial(rule, name) for name in dynamic_branches(model)}):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -8,8 +8,9 @@ import torch
 import torch.nn as nn
 from mmengine.runner import load_state_dict
 
-from mmdyt.core.branch import complete_model, dynamic_branches, record_dispatch
-from mmdyt.core.calibrate import RULES, calibrate, measured_rates, threshold_for, token_dispatchers
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
+from mmdyt.core.fit.calibrate import calibrate, measured_rates, threshold_for, token_dispatchers
+from mmdyt.core.fit.request import RULES
 from mmdyt.models import DyTVisionTransformer
 
 LAYERS, PATCHES = 4, 64

@@ -3,14 +3,8 @@ import torch
 import torch.nn as nn
 from mmengine.runner.checkpoint import load_state_dict
 
-from mmdyt.core.dispatcher import (
-    RandomDispatcher,
-    SampleDispatcher,
-    TokenDispatcher,
-    gumbel_sigmoid,
-    hard_mask,
-    straight_through,
-)
+from mmdyt.core.dispatch import gumbel_sigmoid, hard_mask, straight_through
+from mmdyt.parts.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 
 
 def dispatcher_with(weight: torch.Tensor, bias: float = 0.0, **arguments) -> TokenDispatcher:

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT, TINY_ARCH
 from mmengine.config import ConfigDict
 
-from mmdyt.engine.datasets import check_data, head_classes
-from mmdyt.engine.lists import check_class_folders, check_list
+from mmdyt.preflight.datasets import check_data, head_classes
+from mmdyt.preflight.lists import check_class_folders, check_list
 
 CONFIG = """
 _base_ = [

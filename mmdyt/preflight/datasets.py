@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS
 
-from mmdyt.engine.lists import check_class_folders, check_list, image_lines, video_lines
+from mmdyt.preflight.lists import check_class_folders, check_list, image_lines, video_lines
 
 # the modules whose data sets read lists of "path label", and the name of the folder that holds the files
 IMAGES = 'mmpretrain.datasets.custom'  # CustomDataset, which reads class folders, too

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mmdyt.core.adapter import Adapter
+from mmdyt.parts.adapter import Adapter
 
 
 def test_fresh_adapter_is_the_zero_map_with_a_gradient():

@@ -4,11 +4,13 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.adapter import Adapter
-from mmdyt.core.branch import DynamicBranch, dynamic_branches
-from mmdyt.core.calibrate import calibrate, measured_rates
-from mmdyt.core.dispatcher import RandomDispatcher, TokenDispatcher
-from mmdyt.core.evidence import FLOOR, _log_evidence, _Moments, fit_dispatchers, token_dispatchers
+from mmdyt.parts.adapter import Adapter
+from mmdyt.core.branch import DynamicBranch
+from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.fit.calibrate import calibrate, measured_rates
+from mmdyt.parts.dispatcher import RandomDispatcher, TokenDispatcher
+from mmdyt.core.fit.calibrate import token_dispatchers
+from mmdyt.core.fit.evidence import FLOOR, _Moments, _log_evidence, fit_dispatchers
 from mmdyt.models import DyTVisionTransformer
 
 DIM, PATCHES = 8, 15

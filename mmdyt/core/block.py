@@ -1,0 +1,236 @@
+"""The order of things in a block of a Vision Transformer. B images, N tokens, C width, H heads, D head width."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import DENSE, Layout, attend
+from .branch import BranchRun, DynamicBranch
+from .macs import BesideCost, BlockCost, Count, exact, norm_macs
+from .part import TokenOp
+from .rewriting import Rewritable, fold, run_rewritten, thirds
+from .tokens import TokenState
+
+# which branches of a block are dispatched, by the names of the paper's variants
+DISPATCH = dict(mlp=('mlp',), attn=('attn',), attn_mlp=('attn', 'mlp'), layer=('layer',))
+
+
+class Place(NamedTuple):
+    """What parts may know of the block that they are added to.
+
+    Attributes:
+        dim: C.
+        index: Of the block, from 0.
+        depth: Blocks of the network.
+        prefix: Leading tokens of the host that are no patches.
+        patch_values: Input values of one patch, 3 * 16 * 16.
+    """
+
+    dim: int
+    index: int
+    depth: int
+    prefix: int
+    patch_values: int
+
+
+class Block(Rewritable, nn.Module):
+    """A frozen block with rooms for parts; a library's layer names its modules and calls :meth:`open`.
+
+    ``dynamic`` holds a :class:`~mmdyt.core.branch.DynamicBranch` for attention and MLP, one around both where the whole
+    layer is dispatched, and the token operations of each step. A library's layer defines :meth:`frozen`,
+    :meth:`feed_forward` and :meth:`after_attention`.
+    """
+
+    place: Place
+    dispatch: str
+    num_heads: int
+    attn_drop: float
+
+    def open(self, place: Place, dispatch: str, inference: str, training: Mapping[str, str]) -> None:
+        """Make room for parts, once, after the library's own constructor.
+
+        Args:
+            place: What parts may know.
+            dispatch: One of :data:`DISPATCH`.
+            inference: Executor of inference.
+            training: Executor of training by site.
+        """
+        self.place = place
+        self.dispatch = dispatch
+        sites = ('layer',) if dispatch == 'layer' else ('attn', 'mlp')
+        branches = {site: DynamicBranch(inference=inference, training=training[site]) for site in sites}
+        self.dynamic = nn.ModuleDict(branches)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The branches that dispatchers belong to."""
+        return DISPATCH[self.dispatch]
+
+    def branch(self, site: str) -> DynamicBranch:
+        """The branch at a site, for parts beside it.
+
+        Raises:
+            ValueError: If it has no room.
+        """
+        open_sites = ('layer',) if self.dispatch == 'layer' else ('attn', 'mlp')
+        if site not in open_sites:
+            raise ValueError(f'site must be one of {list(open_sites)} with dispatch={self.dispatch!r}, got {site!r}.')
+        return self.dynamic[site]
+
+    def branches(self) -> dict[str, DynamicBranch]:
+        """The branches with room for parts, by site."""
+        sites = ('layer',) if self.dispatch == 'layer' else ('attn', 'mlp')
+        return {site: self.dynamic[site] for site in sites}
+
+    def add_step(self, part: TokenOp) -> None:
+        """Take in a token operation."""
+        if part.step not in self.dynamic:
+            self.dynamic[part.step] = nn.ModuleDict()
+        if part.word in self.dynamic[part.step]:
+            raise ValueError(f'parts must have words of their own at {part.step}, got two named {part.word!r}.')
+        self.dynamic[part.step][part.word] = part
+
+    def steps(self, step: str) -> list[TokenOp]:
+        """The token operations of a step, in the order in which they were added."""
+        return list(self.dynamic[step].values()) if step in self.dynamic else []
+
+    def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
+        """(B, N, C) -> (B, N', C), or (B, read, C) where the state says so."""
+        state = TokenState(self.place.prefix) if state is None else state
+        x = self.run('enter', x, state)
+        if 'layer' in self.dynamic:
+            x = self.dynamic['layer'](x, self.whole_layer, state)
+        else:
+            x = self.dynamic['attn'](x, self.attention, self._before_mlp(state))
+            x = self.run('mid', x, state)
+            x = self.dynamic['mlp'](x, self.mlp, state)
+        return self.run('leave', x, state)
+
+    def run(self, step: str, x: Tensor, state: TokenState) -> Tensor:
+        """Apply the token operations of a step."""
+        for operation in self.steps(step):
+            x = operation(x, state)
+        return x
+
+    def _before_mlp(self, state: TokenState) -> TokenState:
+        """The state for attention: the rate loss asks the MLP's dispatcher about every token, read or not."""
+        mlp = self.dynamic['mlp']
+        if state.read is None or not (self.training and mlp.learns()):
+            return state
+        return state.all_read()
+
+    def attention(self, x: Tensor, layout: Layout) -> Tensor:
+        """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows."""
+        x = self.call('attn.norm', x)
+        wanted = layout.queries(x)
+        batch, tokens, width = wanted.shape
+        if layout.read is None:
+            query, key, value = self.project(x, 'qkv')
+        else:
+            (query,), (key, value) = self.project(wanted, 'q'), self.project(x, 'kv')
+        query, key, value = (self._heads(t) for t in (query, key, value))
+        x = attend(query, key, value, layout, self.attn_drop if self.training else 0.0)
+        return self.after_attention(self.call('attn.proj', x.transpose(1, 2).reshape(batch, tokens, -1)))
+
+    def project(self, x: Tensor, rows: str) -> tuple[Tensor, ...]:
+        """Some of queries, keys and values, (B, N, C) each, rewritten where parts say so."""
+        names = thirds(rows)
+        by_row = any(self.rewrites(name) for name in thirds('qkv'))
+        module, whole = self.frozen()['attn.qkv'], self.rewrites('attn.qkv')
+        if not by_row and (whole or rows == 'qkv'):
+            found = dict(zip(thirds('qkv'), self.call('attn.qkv', x).chunk(3, dim=-1), strict=True))
+            return tuple(found[name] for name in names)
+        weight, bias = fold(whole, module.weight, module.bias)
+        if not by_row:
+            first, last = self.locate(names[0])[1].start, self.locate(names[-1])[1].stop
+            bias = None if bias is None else bias[first:last]
+            return F.linear(x, weight[first:last], bias).chunk(len(names), dim=-1)
+        outputs = []
+        for name in names:
+            part = self.locate(name)[1]
+            outputs.append(run_rewritten(self.rewrites(name), x, weight[part], None if bias is None else bias[part]))
+        return tuple(outputs)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, H, N, D)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def mlp(self, x: Tensor, layout: Layout) -> Tensor:
+        """The frozen MLP branch without its residual connection, (B, N, C) -> (B, N, C)."""
+        return self.feed_forward(self.call('mlp.norm', layout.queries(x)))
+
+    def whole_layer(self, x: Tensor, layout: Layout) -> Tensor:
+        """Attention and MLP as one branch: what the layer adds to ``x``.
+
+        paper silent: the residual of layer dispatch. An inactive token keeps ``x``, so the outer residual is added
+        once, outside; the MLP reads ``x`` plus the attention's update, as it does in the plain layer.
+        """
+        update = self.attention(x, layout)
+        return update + self.mlp(layout.queries(x) + update, DENSE)
+
+    def cost(self) -> BlockCost:
+        """What this block costs for each of what it may run, parts included."""
+        query = self._linear_macs('attn.q') + self._linear_macs('attn.proj')
+        key = self._linear_macs('attn.k') + self._linear_macs('attn.v') + norm_macs(1, self.place.dim)
+        key += sum(part.macs_per_token() for part in self.rewrites('attn.qkv'))
+        mlp = [name for name, m in self.frozen().items() if name.startswith('mlp.') and isinstance(m, nn.Linear)]
+        row = sum(self._linear_macs(name) for name in mlp) + norm_macs(1, self.place.dim)
+        beside = {site: _beside(branch) for site, branch in self.branches().items()}
+        return BlockCost(self.place.dim, query, key, row, beside)
+
+    def _linear_macs(self, name: str) -> int:
+        """Multiply-adds of a linear layer for each token, with those of its rewrites."""
+        out_features, in_features = self.widths(name)
+        return out_features * in_features + sum(part.macs_per_token() for part in self.rewrites(name))
+
+    def macs(self, runs: Mapping[str, BranchRun]) -> Count:
+        """Multiply-adds of one pass for each image, from what the branches ran, by site."""
+        runs = {site: BranchRun(*map(exact, run)) for site, run in runs.items()}
+        attn, mlp = (runs.get(site) or runs['layer'] for site in ('attn', 'mlp'))
+        cost = self.cost()
+        beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
+        return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside
+
+    def dense_macs(self, tokens: int) -> int:
+        """Multiply-adds of the plain block without any part, all tokens active."""
+        linears = sum(module.weight.numel() for module in self.frozen().values() if isinstance(module, nn.Linear))
+        return tokens * linears + norm_macs(2 * tokens, self.place.dim) + 2 * tokens**2 * self.place.dim
+
+    def expected(self, tokens: int, active: Mapping[str, Count], read: int | None = None) -> dict[str, BranchRun]:
+        """What a pass of inference will run.
+
+        Args:
+            tokens: N, incl. prefix tokens and prompts.
+            active: Active tokens incl. these of the branches that are dispatched, by site; the others run all.
+            read: Leading tokens whose result is wanted; None is all.
+        """
+        prefix = self.place.prefix + sum(part.prompts() for part in self.steps('enter'))
+        runs = {}
+        for site, branch in self.branches().items():
+            ran = active.get(site, tokens)
+            reaches = tokens if read is None or site != 'mlp' else read
+            asked = 0 if branch.dispatcher is None else max(reaches - prefix, 0)
+            wanted = ran if read is None else read
+            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, ran)
+        return runs
+
+    def after_attention(self, x: Tensor) -> Tensor:
+        """What the library does to the output projection: dropout, scale, drop path."""
+        return x
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The library's MLP on normalised tokens, its linears through :meth:`call`."""
+        raise TypeError(f'{type(self).__name__} must say how its MLP runs.')
+
+
+def _beside(branch: DynamicBranch) -> BesideCost:
+    """What the parts beside a branch cost."""
+    deltas, dispatcher = branch.deltas(), branch.dispatcher
+    return BesideCost(
+        token=sum(part.macs_per_token() for part in deltas),
+        patch=0 if dispatcher is None else dispatcher.macs_per_token(),
+        image=sum(part.macs_per_image() for part in [*deltas, *([dispatcher] if dispatcher is not None else [])]),
+    )

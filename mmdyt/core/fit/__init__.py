@@ -1,0 +1,1 @@
+"""What is set from data without training: thresholds and capacities, gates, mean updates."""

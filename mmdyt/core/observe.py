@@ -1,0 +1,171 @@
+"""See and change what the dispatchers of a model decide, from outside. B images, N tokens, C width."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from .branch import BranchRun, DynamicBranch, Rule, run_all
+from .dispatch import Dispatch
+from .part import Dispatcher
+from .tokens import TokenState
+
+
+class DispatchRecord:
+    """What the dispatchers of a model decided and what its branches ran, in the order in which they ran.
+
+    Attributes:
+        names: Module name of each dispatched branch, in network order, e.g. ``backbone.layers.0.dynamic.mlp``.
+        dispatches: ``dispatches[name]`` lists one :class:`~mmdyt.core.dispatch.Dispatch` per forward pass since
+            the last :meth:`clear`.
+        runs: ``runs[name]`` lists one :class:`~mmdyt.core.branch.BranchRun` per forward pass, of all branches.
+    """
+
+    def __init__(self, branches: dict[str, DynamicBranch]):
+        self._name_of = {branch: name for name, branch in branches.items()}
+        self.names = [name for name, branch in branches.items() if branch.dispatcher is not None]
+        self.dispatches: dict[str, list[Dispatch]] = {name: [] for name in self.names}
+        self.runs: dict[str, list[BranchRun]] = {name: [] for name in branches}
+
+    def add(self, branch: DynamicBranch, dispatch: Dispatch, run: BranchRun) -> None:
+        """Append what ``branch`` decided and ran in one forward pass."""
+        name = self._name_of[branch]
+        self.runs[name].append(run)
+        if name in self.dispatches:
+            self.dispatches[name].append(dispatch)
+
+    def clear(self) -> None:
+        """Forget what was recorded; long evaluations call it after each batch."""
+        for passes in (*self.dispatches.values(), *self.runs.values()):
+            passes.clear()
+
+    def flat(self) -> list[Dispatch]:
+        """All dispatches, network order first, then order of the forward passes."""
+        return [dispatch for passes in self.dispatches.values() for dispatch in passes]
+
+
+def all_branches(model: nn.Module) -> dict[str, DynamicBranch]:
+    """All branches of a model that have room for parts, by module name, in network order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, DynamicBranch)}
+
+
+def dynamic_branches(model: nn.Module) -> dict[str, DynamicBranch]:
+    """All branches of a model that have a dispatcher, by module name, in network order."""
+    return {name: branch for name, branch in all_branches(model).items() if branch.dispatcher is not None}
+
+
+@contextmanager
+def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
+    """Record masks and logits of every dispatched branch of ``model``, and what ran, within the context.
+
+    The only way to read a decision: backbones return what their host expects. Nests; recorded training masks keep
+    their gradient.
+
+    Yields:
+        A :class:`DispatchRecord`, filled as the model runs.
+    """
+    branches = all_branches(model)
+    record = DispatchRecord(branches)
+    for branch in branches.values():
+        branch._records.append(record)
+    try:
+        yield record
+    finally:
+        for branch in branches.values():
+            branch._records.remove(record)
+
+
+@contextmanager
+def decisions(model: nn.Module, rules: Rule | Mapping[str, Rule]) -> Iterator[None]:
+    """Within the context rules decide in place of the dispatchers. The one way to change a decision from outside.
+
+    Nests, the innermost rule holds, and the former state is restored when an error leaves the context.
+
+    Args:
+        model: Its branches with a dispatcher are those that decide something.
+        rules: ``rule(dispatcher, x, state)`` gives the :class:`~mmdyt.core.dispatch.Dispatch` of tokens x (B, N, C); it
+            may ask the dispatcher. One for all branches, or by branch name as in :func:`dynamic_branches`; branches
+            that are not named decide as before.
+
+    Raises:
+        KeyError: If there is no such branch.
+    """
+    branches = dynamic_branches(model)
+    rules = rules if isinstance(rules, Mapping) else dict.fromkeys(branches, rules)
+    changed = [branches[name] for name in rules]
+    for branch, rule in zip(changed, rules.values(), strict=True):
+        branch._rules.append(rule)
+    try:
+        yield
+    finally:
+        for branch in changed:
+            branch._rules.pop()
+
+
+def complete_model(model: nn.Module):
+    """Within the context every token of ``model`` runs every branch: the complete model of the paper."""
+    return decisions(model, run_all)
+
+
+def random_masks(model: nn.Module, rates: Mapping[str, float]):
+    """Within the context the dispatchers' choice of tokens is replaced by chance, at the same activation rates.
+
+    What a dispatcher knows about tokens is what a model loses by this. Masks are drawn anew in every pass, each patch
+    token on its own.
+
+    Args:
+        model: Its dispatchers run all the same, since their cost belongs to the comparison.
+        rates: Chance that a patch token is active, in [0, 1], by branch name as in :func:`dynamic_branches`. Branches
+            that are not named decide as ever.
+
+    Raises:
+        KeyError: If there is no such branch.
+    """
+    return decisions(model, {name: partial(_at_random, rate) for name, rate in rates.items()})
+
+
+def _at_random(rate: float, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
+    """A rule: each patch token is active by chance."""
+    dispatch = dispatcher(x, state)
+    chance = torch.full_like(dispatch.mask, rate)
+    chance[:, : dispatch.num_prefix_tokens] = 1.0
+    return dispatch._replace(mask=torch.bernoulli(chance))
+
+
+def sampled(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
+    """A rule: decide as in training, whatever the mode."""
+    return dispatcher.sample(x, state)
+
+
+@contextmanager
+def watch_updates(model: nn.Module, watcher: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Within the context, see the updates that the dispatched branches of ``model`` give as the complete model.
+
+    Args:
+        model: Run it under :func:`complete_model`.
+        watcher: Called with the module name of a branch and its update (B, N, C), or (B, read, C) where only the
+            leading tokens are wanted.
+    """
+    branches = dynamic_branches(model)
+    for name, branch in branches.items():
+        branch._watchers.append(partial(watcher, name))
+    try:
+        yield
+    finally:
+        for branch in branches.values():
+            branch._watchers.pop()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within the context the model runs as in inference; afterwards each module has its former mode."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -1,0 +1,47 @@
+"""What is known of the tokens in one pass through a network."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class TokenState:
+    """What blocks and parts must know of the sequence beside its values; made anew for each pass.
+
+    Sequences are laid out as [prefix of the host (CLS, registers), prompts, patch tokens].
+
+    Attributes:
+        prefix: Leading tokens of the host that are no patches: CLS, registers.
+        prompts: Tokens that parts inserted after these. They are never dispatched, counted in a rate, or in a map.
+        grid: Rows and columns of the patch tokens; None where there is none.
+        frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
+        read: Leading tokens whose result the last block must give; None is all of them.
+    """
+
+    prefix: int = 0
+    prompts: int = 0
+    grid: tuple[int, int] | None = None
+    frames: int = 1
+    read: int | None = None
+
+    def all_read(self) -> 'TokenState':
+        """The same, for a branch whose every result is wanted."""
+        return replace(self, read=None)
+
+    def insert(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """Put prompts (m, C) into the place of the present ones, or after the prefix where there are none yet.
+
+        Shape:
+            x (B, N, C) -> (B, N - present + m, C).
+        """
+        before, after = x[:, : self.prefix], x[:, self.prefix + self.prompts :]
+        self.prompts = prompts.shape[-2]
+        return torch.cat([before, prompts.to(x.dtype).expand(len(x), -1, -1), after], dim=1)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """The tokens as the host laid them out, without what parts inserted: what its outputs are made of."""
+        if not self.prompts:
+            return x
+        return torch.cat([x[:, : self.prefix], x[:, self.prefix + self.prompts :]], dim=1)

@@ -1,0 +1,1 @@
+"""Layers of other libraries, their modules named as :class:`mmdyt.core.block.Block` wants them."""

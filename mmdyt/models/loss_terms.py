@@ -1,0 +1,122 @@
+"""What Dynamic Tuning adds to a host's losses, term by term; each pass that terms share runs once."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mmdyt.core.dispatch import Dispatch
+from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
+from mmdyt.core.observe import complete_model, record_dispatch
+
+
+class Pass(NamedTuple):
+    """What one forward pass of a host gave.
+
+    Attributes:
+        logits: The prediction that is distilled; None where nothing is.
+        losses: The host's own.
+        dispatches: What was decided, of all branches.
+        features: Inputs and outputs of each pass of the backbone.
+    """
+
+    logits: Tensor | None
+    losses: dict
+    dispatches: list[Dispatch]
+    features: list[tuple[tuple, tuple]]
+
+
+class Passes:
+    """The forward passes of one training step, each run when a term first asks for it.
+
+    Args:
+        host: A model with a ``backbone``.
+        run: Runs it: the prediction, where it will be distilled, and the host's losses.
+    """
+
+    def __init__(self, host: nn.Module, run: Callable[[], tuple[Tensor | None, dict]]):
+        self._host = host
+        self._run = run
+
+    @cached_property
+    def dynamic(self) -> Pass:
+        """With the masks of training."""
+        features: list[tuple[tuple, tuple]] = []
+        handle = self._host.backbone.register_forward_hook(lambda module, args, out: features.append((args, out)))
+        try:
+            with record_dispatch(self._host) as record:
+                logits, losses = self._run()
+        finally:
+            handle.remove()
+        return Pass(logits, losses, record.flat(), features)
+
+    @cached_property
+    def complete(self) -> Pass:
+        """Of the complete model; without gradients where no loss of its own is asked for."""
+        # a teacher that is not itself trained needs no gradient
+        learns = self._host.complete_weight > 0 and torch.is_grad_enabled()
+        with complete_model(self._host), kept_statistics(self._host), torch.set_grad_enabled(learns):
+            logits, losses = self._run()
+        return Pass(logits, losses, [], [])
+
+
+Term = Callable[[Any, Passes], dict]
+
+
+def feature_term(host: Any, passes: Passes) -> dict:
+    """Distance of the features from those of the host's teacher, the mean over the passes of the backbone."""
+    if host.teacher is None:
+        return {}
+    terms = [host.teacher.loss(host.backbone, args, out) for args, out in passes.dynamic.features]
+    return dict(loss_features=sum(terms) / len(terms))
+
+
+def rate_term(host: Any, passes: Passes) -> dict:
+    """The rate loss, and ``activation_rate`` of the sampled masks for the log."""
+    rate = activation_rate(passes.dynamic.dispatches)
+    return dict(loss_rate=host.rate_weight * rate_loss(rate, host.target_rate), activation_rate=rate.detach())
+
+
+def complete_term(host: Any, passes: Passes) -> dict:
+    """The host's losses of the complete model."""
+    if not host.complete_weight:
+        return {}
+    return {f'complete.{k}': _weighted(k, value, host.complete_weight) for k, value in passes.complete.losses.items()}
+
+
+def distill_term(host: Any, passes: Passes) -> dict:
+    """Divergence of the dynamic model's prediction from the complete one's."""
+    if not host.distill_weight:
+        return {}
+    return dict(loss_distill=host.distill_weight * distillation_loss(passes.dynamic.logits, passes.complete.logits))
+
+
+TERMS: tuple[Term, ...] = (feature_term, rate_term, complete_term, distill_term)
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Within the context batch norms (of heads) normalise as ever, but do not update their running statistics.
+
+    Inference normalises what the dynamic model gives; the complete model's features must not be mixed in.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    before = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
+def _weighted(name: str, value: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:
+    """A loss times its weight; what is not a loss (an accuracy) as it is."""
+    if 'loss' not in name:
+        return value
+    return [weight * v for v in value] if isinstance(value, list) else weight * value

@@ -1,0 +1,66 @@
+"""Configs of parts: which classes they name, and the short arguments of a backbone as a list of them."""
+
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+import mmdyt.parts
+from mmdyt.core.block import DISPATCH
+from mmdyt.core.part import Part
+from mmdyt.registry import MODELS
+
+ADAPTER = MappingProxyType(dict(type='mmdyt.Adapter'))
+DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
+
+
+def register_parts() -> None:
+    """Register every part of :mod:`mmdyt.parts`: a new method is a file there, and nothing else."""
+    for info in pkgutil.iter_modules(mmdyt.parts.__path__):
+        module = import_module(f'mmdyt.parts.{info.name}')
+        for found in vars(module).values():
+            if isinstance(found, type) and issubclass(found, Part) and found.__module__ == module.__name__:
+                MODELS.register_module(module=found)
+
+
+def part_class(kind: str | type) -> type[Part]:
+    """The class that a config of a part names.
+
+    Raises:
+        KeyError: If it is not registered.
+        ValueError: If it is no part.
+    """
+    found = MODELS.get(kind) if isinstance(kind, str) else kind
+    if found is None:
+        raise KeyError(f'parts.type must be a registered type, got {kind!r}.')
+    if not (isinstance(found, type) and issubclass(found, Part)):
+        raise ValueError(f'parts.type must name a part, a subclass of mmdyt.core.part.Part, got {kind!r}.')
+    return found
+
+
+def as_parts(
+    dispatch: str, adapter: Mapping | None, dispatcher: Mapping | None, substitute: Mapping | None
+) -> list[dict]:
+    """What a backbone's short arguments mean: configs of parts, those of each dispatched branch together."""
+    found = []
+    for site in DISPATCH[dispatch]:
+        if adapter is not None:
+            config = dict(ADAPTER, **{key: value for key, value in adapter.items() if key != 'frames_per_clip'})
+            # the frames of a clip are told by the pass: here it is only said that they share a mixture
+            routing = dict(routing='clip') if frames_per_clip(adapter) > 1 else {}
+            found.append(config | routing | dict(site=site))
+        found += [DISPATCHER | dispatcher | dict(site=site)] if dispatcher is not None else []
+        found += [dict(substitute, site=site)] if substitute is not None else []
+    return found
+
+
+def frames_per_clip(adapter: Mapping | None) -> int:
+    """Frames that a config of an adapter says a clip has; 1 where it says nothing, and every frame is on its own.
+
+    Raises:
+        ValueError: If it is no number of frames.
+    """
+    frames = 1 if adapter is None else adapter.get('frames_per_clip', 1)
+    if not (isinstance(frames, int) and frames >= 1):
+        raise ValueError(f'frames_per_clip must be a positive integer, got {frames!r}.')
+    return frames

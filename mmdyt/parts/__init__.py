@@ -1,0 +1,1 @@
+"""One method a file, on torch alone. Every part that is defined here is registered as ``mmdyt.<Class>``."""

@@ -1,0 +1,118 @@
+"""Read the config that the user named, and merge the command line into it."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import find_latest_checkpoint
+
+from .names import near
+
+
+@contextmanager
+def clean_exit() -> Iterator[None]:
+    """Turn an error about user input into one message and exit code 2; ``MMDYT_TRACEBACK=1`` shows where it arose."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
+            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
+        if os.environ.get('MMDYT_TRACEBACK'):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine: files may be missing on one only
+            print(f'error: {message}', file=sys.stderr)
+        sys.exit(2)
+
+
+def load_config(args: Namespace) -> Config:
+    """Read the config file and merge the command line into it.
+
+    Args:
+        args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``, ``local_rank``.
+
+    Raises:
+        FileNotFoundError: If the config is missing.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        known = [str(p) for p in Path('configs').rglob('*.py')]
+        raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    return cfg
+
+
+def use_amp(cfg: Config) -> None:
+    """Switch the optimizer wrapper to mixed precision: fp16 with loss scale on a GPU, bf16 on the CPU.
+
+    Raises:
+        ValueError: For an optimizer wrapper that cannot.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ValueError(f"--amp must find optim_wrapper.type 'OptimWrapper', got {kind!r}.")
+    if torch.cuda.is_available():
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    else:
+        cfg.optim_wrapper.type = 'mmdyt.CPUAmpOptimWrapper'
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Resume from a checkpoint, or with ``'auto'`` from the latest in the work dir; none there starts as without."""
+    checkpoint = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, checkpoint
+
+
+def use_tta(cfg: Config) -> None:
+    """Test through the config's test-time augmentation.
+
+    Raises:
+        ValueError: If the config has none.
+    """
+    for name in ('tta_model', 'tta_pipeline'):
+        if not cfg.get(name):
+            raise ValueError(f'--tta must find {name} in the config, got none.')
+    if 'pipeline' not in cfg.test_dataloader.dataset:
+        kind = cfg.test_dataloader.dataset.type
+        raise ValueError(f'--tta must find a data set with a pipeline in test_dataloader, got the wrapper {kind}.')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = cfg.tta_model | dict(module=cfg.model)
+
+
+def paint_predictions(cfg: Config, folder: str) -> None:
+    """Let the config's visualization hook write the prediction of every image into ``folder``.
+
+    Raises:
+        ValueError: If the config has no such hook.
+    """
+    hook = cfg.get('default_hooks', {}).get('visualization')
+    if not hook or not cfg.get('visualizer'):
+        raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
+    # mmseg's hook has a name and a switch of its own
+    switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
+    hook.update(interval=1, **switch)
+    cfg.visualizer.save_dir = folder
+
+
+def dump_predictions(cfg: Config, file: str) -> None:
+    """Let the test write all its predictions into a pickle.
+
+    Raises:
+        ValueError: If the file's name does not end with ``.pkl`` or ``.pickle``, or its folder is missing.
+    """
+    if not file.endswith(('.pkl', '.pickle')) or not Path(file).resolve().parent.is_dir():
+        raise ValueError(f'--dump must name a .pkl file in an existing folder, got {file}.')
+    evaluator = cfg.get('test_evaluator') or []
+    metrics = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=file)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention import DENSE, Layout, attend
 from .branch import BranchRun, DynamicBranch
 from .macs import BesideCost, BlockCost, Count, exact, norm_macs
-from .part import TokenOp
+from .part import STEPS, TokenOp
 from .rewriting import Rewritable, fold, run_rewritten, thirds
 from .tokens import TokenState
 
@@ -69,24 +69,31 @@ class Block(Rewritable, nn.Module):
         """The branches that dispatchers belong to."""
         return DISPATCH[self.dispatch]
 
+    def branches(self) -> dict[str, DynamicBranch]:
+        """The branches with room for parts beside them, by site."""
+        return {site: branch for site, branch in self.dynamic.items() if isinstance(branch, DynamicBranch)}
+
     def branch(self, site: str) -> DynamicBranch:
         """The branch at a site, for parts beside it.
 
         Raises:
             ValueError: If it has no room.
         """
-        open_sites = ('layer',) if self.dispatch == 'layer' else ('attn', 'mlp')
-        if site not in open_sites:
-            raise ValueError(f'site must be one of {list(open_sites)} with dispatch={self.dispatch!r}, got {site!r}.')
-        return self.dynamic[site]
-
-    def branches(self) -> dict[str, DynamicBranch]:
-        """The branches with room for parts, by site."""
-        sites = ('layer',) if self.dispatch == 'layer' else ('attn', 'mlp')
-        return {site: self.dynamic[site] for site in sites}
+        found = self.branches()
+        if site not in found:
+            raise ValueError(f'site must be one of {list(found)} with dispatch={self.dispatch!r}, got {site!r}.')
+        return found[site]
 
     def add_step(self, part: TokenOp) -> None:
-        """Take in a token operation."""
+        """Take in a token operation.
+
+        Raises:
+            ValueError: If it has no room.
+        """
+        if part.step not in STEPS:
+            raise ValueError(f'step must be one of {list(STEPS)}, got {part.step!r} of a {type(part).__name__}.')
+        if part.step == 'mid' and self.dispatch == 'layer':
+            raise ValueError(f"dispatch must not be 'layer' with a {type(part).__name__}, which acts within the layer.")
         if part.step not in self.dynamic:
             self.dynamic[part.step] = nn.ModuleDict()
         if part.word in self.dynamic[part.step]:
@@ -199,15 +206,17 @@ class Block(Rewritable, nn.Module):
         linears = sum(module.weight.numel() for module in self.frozen().values() if isinstance(module, nn.Linear))
         return tokens * linears + norm_macs(2 * tokens, self.place.dim) + 2 * tokens**2 * self.place.dim
 
-    def expected(self, tokens: int, active: Mapping[str, Count], read: int | None = None) -> dict[str, BranchRun]:
+    def expected(
+        self, tokens: int, prefix: int, active: Mapping[str, Count], read: int | None = None
+    ) -> dict[str, BranchRun]:
         """What a pass of inference will run.
 
         Args:
             tokens: N, incl. prefix tokens and prompts.
+            prefix: These.
             active: Active tokens incl. these of the branches that are dispatched, by site; the others run all.
             read: Leading tokens whose result is wanted; None is all.
         """
-        prefix = self.place.prefix + sum(part.prompts() for part in self.steps('enter'))
         runs = {}
         for site, branch in self.branches().items():
             ran = active.get(site, tokens)

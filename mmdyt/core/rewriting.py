@@ -43,7 +43,7 @@ class Rewritable:
             if name in ('linears', 'all'):
                 wanted = linears if name == 'linears' else list(frozen)
                 found += [part for each in wanted for part in (thirds('qkv') if each == 'attn.qkv' else [each])]
-            elif name == 'attn.qkv' and rows is not None:
+            elif name == 'attn.qkv' and name in frozen and rows is not None:
                 found += thirds(rows)
             elif name in frozen or (name in thirds('qkv') and 'attn.qkv' in frozen):
                 found.append(name)

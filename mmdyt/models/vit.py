@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
-from mmdyt.core.branch import INFERENCE, TRAINING
-from mmdyt.core.branch import BranchRun
+from mmdyt.core.branch import INFERENCE, TRAINING, BranchRun
 from mmdyt.core.macs import Count, norm_macs
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
@@ -147,6 +146,10 @@ class DyTVisionTransformer(Rewritable, VisionTransformer):
         for kind, config, arguments in zip(kinds, configs, options, strict=True):
             if issubclass(kind, Rewrite) and config.get('layers') is None:
                 kind.add_to(self, **arguments)
+        attached = {type(part) for part in parts_of(self)}
+        for kind, config in zip(kinds, configs, strict=True):
+            if kind not in attached:
+                raise ValueError(f'parts must act somewhere in the network, got {dict(config)}, which does not.')
 
     def frozen(self) -> Mapping[str, nn.Module]:
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""
@@ -249,16 +252,34 @@ class DyTVisionTransformer(Rewritable, VisionTransformer):
             ValueError: If an entry of ``active`` is no possible count.
         """
         patches = self.num_patches(height, width)
-        tokens = patches + self.num_extra_tokens
         runs = {}
-        for i, layer in enumerate(self.layers):
-            tokens += sum(part.prompts() for part in layer.steps('enter')) if i == 0 else 0
+        for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
             read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
             names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
             counts = {site: active[name] for site, name in names.items() if name in active}
-            _check_counts(counts.values(), tokens)
-            runs |= {names[site]: run for site, run in layer.expected(tokens, counts, read).items()}
+            _check_counts(counts.values(), patches + prefix)
+            runs |= {names[site]: run for site, run in layer.expected(patches + prefix, prefix, counts, read).items()}
         return self.macs_of(patches, runs)
+
+    def macs_at(self, height: int, width: int, rate: float) -> Count:
+        """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
+        patches = self.num_patches(height, width)
+        active = {
+            f'layers.{i}.dynamic.{site}': prefix + rate * patches
+            for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
+            for site, branch in layer.branches().items()
+            if branch.dispatcher is not None and branch.inference == 'packed'
+        }
+        return self.macs(height, width, active)
+
+    def prefixes(self) -> list[int]:
+        """Leading tokens that are no patches in each layer: the host's, and prompts."""
+        prefix, found = self.num_extra_tokens, []
+        for layer in self.layers:
+            for part in layer.steps('enter'):
+                prefix = self.num_extra_tokens + part.prompts() if part.prompts() else prefix
+            found.append(prefix)
+        return found
 
     def macs_of(self, patches: int, runs: Mapping[str, BranchRun]) -> Count:
         """MACs of an image from what the branches ran, by module name: the sum over the layers and what is around.

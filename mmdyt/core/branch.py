@@ -174,7 +174,9 @@ class DynamicBranch(nn.Module):
         if not self._records:
             return
         tokens = x.shape[1]
-        ran = dispatch.mask.detach().sum(dim=(1, 2)) if executor in ('packed', 'split') else tokens
+        # for a mask that is learnt, split runs the inactive tokens too, without gradients
+        skips = executor == 'packed' or (executor == 'split' and not dispatch.mask.requires_grad)
+        ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
         asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
         run = BranchRun(tokens if read is None else read, asked, ran if read is None else read, ran)
         for record in self._records:

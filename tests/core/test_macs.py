@@ -3,44 +3,38 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from mmdyt.core.macs import ViTSize, count_macs, dense_vit_macs, vit_macs
+from mmdyt.core.macs import BesideCost, BlockCost, count_macs, exact
 
-C = 768
-CLASSES = 1000
-
-
-def vit_b(bottleneck: int) -> ViTSize:
-    return ViTSize(C, 16 * 16 * 3, 4 * C * C, 8 * C * C, 2 * C * bottleneck, C)
-
-
-def giga(macs: float) -> float:
-    return (macs + C * CLASSES) / 1e9  # the paper counts the linear head too
-
-
-@pytest.mark.parametrize(
-    ('bottleneck', 'rate', 'expected'),
-    # arXiv 2403.11808's counter, ViT-B/16 at 224, 1000 classes; 17.8169, printed there cut to 17.816
-    [(64, 1.0, 17.817), (64, 0.5, 12.263), (8, 0.5, 12.060)],
+C, D = 768, 64
+VIT_B = BlockCost(
+    dim=C,
+    query=2 * C * C,
+    key=2 * C * C + 5 * C,
+    row=8 * C * C + 5 * C,
+    beside=dict(mlp=BesideCost(token=2 * C * D, patch=C, image=7)),
 )
-def test_closed_form_gives_the_published_counts(bottleneck, rate, expected):
-    macs = vit_macs(vit_b(bottleneck), 196, [(197, 1 + rate * 196)] * 12)
-    assert giga(macs) == pytest.approx(expected, abs=5e-4)
 
 
-def test_dense_is_the_plain_vit():
-    assert giga(dense_vit_macs(vit_b(64), 196, 12)) == pytest.approx(17.58, abs=5e-3)
+def test_a_block_costs_what_the_formula_says():
+    """4 a C^2 + 2 a^2 C + 8 k C^2 + 2 n C d + N C + 5 (a + k) C: of n tokens, N patches, a run attention, k the MLP."""
+    n, a, k = 197, 150, 99
+    assert VIT_B.attention(a, a) + VIT_B.mlp(k) == 4 * a * C**2 + 2 * a**2 * C + 8 * k * C**2 + 5 * a * C + 5 * k * C
+    assert VIT_B.parts('mlp', n, n - 1) == 2 * n * C * D + (n - 1) * C + 7
+    assert VIT_B.parts('attn', n, n - 1) == 0
+
+
+def test_queries_that_are_read_attend_to_keys_that_are_not():
+    """One query of a keys: its projection and the output's, keys and values of all, two products with each."""
+    a = 150
+    assert VIT_B.attention(1, a) == 2 * C**2 + a * (2 * C**2 + 5 * C) + 2 * a * C
 
 
 def test_counts_in_single_precision_lose_no_multiply_add():
     counts = [1.0, 101.0, 196.0]
-    exact = [vit_macs(vit_b(64), 196, [(k, k)] * 12) for k in counts]
-    batched = vit_macs(vit_b(64), 196, [(torch.tensor(counts), torch.tensor(counts))] * 12)
-    assert batched.tolist() == exact
-
-
-def test_impossible_counts_are_refused():
-    with pytest.raises(ValueError, match=r'active must hold counts in \[0, 197\], got 197 to 198'):
-        vit_macs(vit_b(8), 196, [(197, 198)])
+    batched = exact(torch.tensor(counts))
+    found = VIT_B.attention(batched, batched) + VIT_B.mlp(batched) + VIT_B.parts('mlp', batched, batched - 1)
+    whole = [VIT_B.attention(k, k) + VIT_B.mlp(k) + VIT_B.parts('mlp', k, k - 1) for k in counts]
+    assert found.tolist() == whole
 
 
 def test_counter_sees_attention_however_it_is_computed():

@@ -131,9 +131,7 @@ def test_a_rule_may_ask_the_dispatcher():
 
 def test_sampled_decides_as_training_does_whatever_the_mode():
     model, mlp = make_model(), MLP(16)
-    nn.init.zeros_(
-        model['a'].dispatcher.linear.weight
-    )  # a score of 0: never active in inference, every other time here
+    nn.init.zeros_(model['a'].dispatcher.linear.weight)  # scores of 0: active by chance only
     torch.manual_seed(3)
     expected = model['a'].train().dispatcher(tokens()).mask
     model.eval()

@@ -36,6 +36,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--frames', type=int, metavar='T', help="of a view; default: the test pipeline's clip_len")
     parser.add_argument('--rate', type=float, help="activation rate in [0, 1]; default: the config's target_rate")
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the counts, in single multiply-adds')
+    preflight.add_method_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     return parser.parse_args()
@@ -73,14 +74,12 @@ def count(host: nn.Module, shape: tuple[int, int], rate: float, frames: int | No
         frames: Of a view; None counts an image.
     """
     backbone = host.backbone
-    k = rate * backbone.num_patches(*shape) + backbone.size().num_prefix_tokens
-    active = {name: k for name, branch in dynamic_branches(backbone).items() if branch.inference == 'packed'}
     with torch.no_grad(), complete_model(host):
         channels = backbone.patch_embed.projection.in_channels
         size = (frames, *shape) if frames else shape
         features = backbone(torch.empty(1, channels, *size, device='meta'))
     parts, images = part_macs(host, features), frames or 1
-    macs = dict(backbone=round(images * float(backbone.macs(*shape, active))), **parts)
+    macs = dict(backbone=round(images * float(backbone.macs_at(*shape, rate))), **parts)
     dense = dict(backbone=round(images * backbone.dense_macs(*shape)), **parts)
     counts = {name: dict(macs=macs[name], dense_macs=dense[name]) for name in macs}
     counts = dict(total=dict(macs=sum(macs.values()), dense_macs=sum(dense.values()))) | counts

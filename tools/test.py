@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
+    preflight.add_method_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
         help='continue from a checkpoint; without a value, from the latest one in the work dir',
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    preflight.add_method_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)

@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/upernet_vitb_adapter_ade20k.py
 """
 
-_base_ = '../dyt/upernet_vitb_ade20k.py'
+_base_ = ['../dyt/upernet_vitb_ade20k.py', '../_base_/methods/adapter.py']
 
-model = dict(backbone=dict(dispatcher=None))
+model = dict(backbone=_base_.method)

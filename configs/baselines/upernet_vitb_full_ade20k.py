@@ -3,7 +3,7 @@
 python tools/train.py configs/baselines/upernet_vitb_full_ade20k.py
 """
 
-_base_ = '../dyt/upernet_vitb_ade20k.py'
+_base_ = ['../dyt/upernet_vitb_ade20k.py', '../_base_/methods/full.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None, tuned='all'))
+model = dict(backbone=_base_.method)
 optim_wrapper = dict(optimizer=dict(lr=1e-4))

@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/upernet_vitb_linear_ade20k.py
 """
 
-_base_ = '../dyt/upernet_vitb_ade20k.py'
+_base_ = ['../dyt/upernet_vitb_ade20k.py', '../_base_/methods/linear.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None))
+model = dict(backbone=_base_.method)

@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/vitb_adapter_svhn.py
 """
 
-_base_ = '../dyt/vitb_svhn.py'
+_base_ = ['../dyt/vitb_svhn.py', '../_base_/methods/adapter.py']
 
-model = dict(backbone=dict(dispatcher=None))
+model = dict(backbone=_base_.method)

@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/vitb_adapter_vtab1k.py
 """
 
-_base_ = '../dyt/vitb_vtab1k.py'
+_base_ = ['../dyt/vitb_vtab1k.py', '../_base_/methods/adapter.py']
 
-model = dict(backbone=dict(dispatcher=None))
+model = dict(backbone=_base_.method)

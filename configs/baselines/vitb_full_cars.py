@@ -3,7 +3,7 @@
 python tools/train.py configs/baselines/vitb_full_cars.py
 """
 
-_base_ = '../dyt/vitb_cars.py'
+_base_ = ['../dyt/vitb_cars.py', '../_base_/methods/full.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None, tuned='all'))
+model = dict(backbone=_base_.method)
 optim_wrapper = dict(optimizer=dict(lr=_base_.optim_wrapper.optimizer.lr / 10))

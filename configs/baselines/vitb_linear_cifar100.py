@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/vitb_linear_cifar100.py
 """
 
-_base_ = '../dyt/vitb_cifar100.py'
+_base_ = ['../dyt/vitb_cifar100.py', '../_base_/methods/linear.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None))
+model = dict(backbone=_base_.method)

@@ -4,6 +4,6 @@ Tuned are the aggregator and the linear head.
 python tools/train.py configs/baselines/vitb_linear_k400.py
 """
 
-_base_ = '../dyt/vitb_k400.py'
+_base_ = ['../dyt/vitb_k400.py', '../_base_/methods/linear.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None))
+model = dict(backbone=_base_.method)

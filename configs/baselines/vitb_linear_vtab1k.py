@@ -3,6 +3,6 @@
 python tools/train.py configs/baselines/vitb_linear_vtab1k.py
 """
 
-_base_ = '../dyt/vitb_vtab1k.py'
+_base_ = ['../dyt/vitb_vtab1k.py', '../_base_/methods/linear.py']
 
-model = dict(backbone=dict(adapter=None, dispatcher=None))
+model = dict(backbone=_base_.method)

@@ -5,12 +5,12 @@ The result is in docs/rate.md.
 python tools/train.py configs/dyt/upernet_vitti_evidence_camvid.py --amp
 """
 
-_base_ = ['./upernet_vitti_camvid.py', '../_base_/schedules/evidence.py']
+_base_ = ['./upernet_vitti_camvid.py', '../_base_/methods/evidence.py']
 
-model = _base_.evidence_model
+model = dict(backbone=_base_.method, **_base_.method_model)
 custom_hooks = [
     *_base_.custom_hooks,
     # the heads, drawn at random, learn first
-    dict(_base_.evidence_hooks[0], begin=0.3, end=0.6, feature_weight=0.0),
-    _base_.evidence_hooks[1],
+    dict(_base_.method_hooks[0], begin=0.3, end=0.6, feature_weight=0.0),
+    _base_.method_hooks[1],
 ]

@@ -5,7 +5,7 @@ Not measured.
 python tools/train.py configs/dyt/vitb_evidence_k400.py
 """
 
-_base_ = ['./vitb_k400.py', '../_base_/schedules/evidence.py']
+_base_ = ['./vitb_k400.py', '../_base_/methods/evidence.py']
 
-model = _base_.evidence_model
-custom_hooks = [*_base_.custom_hooks, *_base_.evidence_hooks]
+model = dict(backbone=_base_.method, **_base_.method_model)
+custom_hooks = [*_base_.custom_hooks, *_base_.method_hooks]

@@ -5,7 +5,7 @@ The result is in docs/rate.md.
 python tools/train.py configs/dyt/vitti_evidence_cifar100_1k.py --amp
 """
 
-_base_ = ['./vitti_cifar100_1k.py', '../_base_/schedules/evidence.py']
+_base_ = ['./vitti_cifar100_1k.py', '../_base_/methods/evidence.py']
 
-model = _base_.evidence_model
-custom_hooks = [*_base_.custom_hooks, *_base_.evidence_hooks]
+model = dict(backbone=_base_.method, **_base_.method_model)
+custom_hooks = [*_base_.custom_hooks, *_base_.method_hooks]

@@ -1,10 +1,20 @@
 """Refuse mistakes before work starts: what the tools do with a command line before anything runs."""
 
 from .check import check, check_images
-from .config import clean_exit, dump_predictions, load_config, paint_predictions, set_resume, use_amp, use_tta
+from .config import (
+    add_method_arguments,
+    clean_exit,
+    dump_predictions,
+    load_config,
+    paint_predictions,
+    set_resume,
+    use_amp,
+    use_tta,
+)
 from .processes import end_cpu_processes
 
 __all__ = [
+    'add_method_arguments',
     'check',
     'check_images',
     'clean_exit',

@@ -2,15 +2,16 @@
 
 import os
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
+from .methods import known_methods, use_method
 from .names import near
 
 
@@ -33,10 +34,12 @@ def load_config(args: Namespace) -> Config:
     """Read the config file and merge the command line into it.
 
     Args:
-        args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``, ``local_rank``.
+        args: With ``config``, ``cfg_options``, ``work_dir``, ``launcher``, ``local_rank``; and where a tool has them,
+            ``method`` and ``method_options``.
 
     Raises:
         FileNotFoundError: If the config is missing.
+        ValueError: If the method is unknown, or does not fit the config.
     """
     path = Path(args.config)
     if not path.is_file():
@@ -44,11 +47,28 @@ def load_config(args: Namespace) -> Config:
         raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(path, import_custom_modules=False)
+    method, name = getattr(args, 'method', None), path.stem
+    if method:
+        use_method(cfg, method, args.method_options)
+        name = f'{name}_{method.replace("+", "_")}'
+        cfg.pop('work_dir', None)  # of the config's own method
+    elif getattr(args, 'method_options', None):
+        raise ValueError(f'--method-options must come with --method, got {args.method_options} without.')
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / path.stem)
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
+
+
+def add_method_arguments(parser: ArgumentParser) -> None:
+    """Let a tool take ``--method`` and ``--method-options``."""
+    parser.add_argument(
+        '--method', metavar='NAME[+NAME]', help="use this method instead of the config's: " + ', '.join(known_methods())
+    )
+    parser.add_argument(
+        '--method-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the method'
+    )
 
 
 def use_amp(cfg: Config) -> None:

@@ -1,0 +1,2 @@
+# Linear probe: the backbone stays as it is.
+method = dict(adapter=None, dispatcher=None)

@@ -1,8 +1,0 @@
-"""Parallel adapter (AdaptFormer's form), ViT-Ti/16, GMDCSA-24; no number in the paper, see docs/results.md.
-
-python tools/train.py configs/baselines/vitti_adapter_gmdcsa24.py --amp
-"""
-
-_base_ = '../dyt/vitti_gmdcsa24.py'
-
-model = dict(backbone=dict(dispatcher=None))

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from mmdyt.core.tokens import TokenState
 from mmdyt.parts.adapter import Adapter
 from mmdyt.parts.moe_adapter import MoEAdapter
 
@@ -63,14 +64,25 @@ def test_each_image_gets_its_own_mixture_whatever_its_batch():
 
 
 def test_per_clip_routing_shares_a_mixture_among_the_frames_of_a_clip():
-    adapter, x = make(frames_per_clip=2), tokens(batch=6)
-    weights = adapter.expert_weights(x)
+    adapter, x, state = make(routing='clip'), tokens(batch=6), TokenState(frames=2)
+    weights = adapter.expert_weights(x, state)
     assert torch.equal(weights[0::2], weights[1::2])
     assert not torch.equal(weights[0], weights[2])
     both = x.unflatten(0, (3, 2)).flatten(1, 2)  # a clip as one long image
     torch.testing.assert_close(weights[0::2], make().expert_weights(both))
-    with pytest.raises(ValueError, match='frames_per_clip must divide the frames of a batch, got 2 and 5'):
-        adapter(tokens(batch=5))
+    a, down, up = weights, adapter.down_weight, adapter.up_weight
+    for i in range(6):  # each frame by the adapter of its clip
+        mixed = [torch.einsum('e,e...->...', a[i], w) for w in (down, adapter.down_bias, up, adapter.up_bias)]
+        expected = 0.1 * (torch.relu(x[i] @ mixed[0].T + mixed[1]) @ mixed[2].T + mixed[3])
+        torch.testing.assert_close(adapter(x, state)[i], expected)
+
+
+def test_frames_are_on_their_own_in_images_and_by_default():
+    x = tokens(batch=6)
+    alone = make().expert_weights(x)
+    assert torch.equal(make().expert_weights(x, TokenState(frames=2)), alone)
+    assert torch.equal(make(routing='clip').expert_weights(x, TokenState(frames=1)), alone)
+    assert torch.equal(make(routing='clip').expert_weights(x), alone)
 
 
 def test_mixing_outputs_is_another_function():
@@ -96,7 +108,7 @@ def test_four_experts_of_vit_b_have_the_papers_parameters():
     ('arguments', 'message'),
     [
         (dict(num_experts=0), 'num_experts must be a positive integer, got 0'),
-        (dict(frames_per_clip=0), 'frames_per_clip must be a positive integer, got 0'),
+        (dict(routing='video'), r"routing must be one of \['frame', 'clip'\], got 'video'"),
         (dict(router_activation='relu'), "router_activation must be one of .* got 'relu'"),
         (dict(mix='logits'), "mix must be 'weights' or 'outputs', got 'logits'"),
         (dict(bottleneck=0), 'bottleneck must be a positive integer, got 0'),

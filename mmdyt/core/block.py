@@ -111,7 +111,9 @@ class Block(Rewritable, nn.Module):
         if 'layer' in self.dynamic:
             x = self.dynamic['layer'](x, self.whole_layer, state)
         else:
-            x = self.dynamic['attn'](x, self.attention, self._before_mlp(state))
+            before = self._before_mlp(state)
+            x = self.dynamic['attn'](x, self.attention, before)
+            state.prompts *= before.read is None  # else what is read is all that is left
             x = self.run('mid', x, state)
             x = self.dynamic['mlp'](x, self.mlp, state)
         return self.run('leave', x, state)

@@ -55,10 +55,15 @@ def head_classes(model: ConfigDict) -> int | None:
     return number if isinstance(number, int) and number > 0 else None
 
 
+def fetches_itself(dataset: ConfigDict) -> bool:
+    """Whether a data set is read from an address, or downloads itself: before training nothing need be there."""
+    return '://' in (dataset.get('data_root') or '') or _option(dataset, 'download') is True
+
+
 def _check_one(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
     """Refuse what is wrong with a data set, not with those inside it."""
     root = _path(dataset.get('data_root'), f'{where}.data_root')
-    if '://' in root or _option(dataset, 'download') is True:
+    if fetches_itself(dataset):
         return
     if root and not Path(root).expanduser().is_dir():
         raise FileNotFoundError(

@@ -1,0 +1,293 @@
+"""Train methods on one config, each with some seeds, and put them into one table; a broken-off run goes on.
+
+python tools/compare.py configs/dyt/vitti_cifar100_1k.py --methods linear lora,rank=4 adapter dyt --seeds 0 1 2 --amp
+"""
+
+import argparse
+import io
+import json
+import re
+import signal
+import statistics
+import sys
+import time
+from contextlib import redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+
+from mmdyt import compat
+
+compat.install()
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+
+from mmdyt import preflight
+from mmdyt.engine.comparison import Trials, choose_metric, rows, stored, to_csv, to_markdown
+from mmdyt.engine.comparison_plot import plot
+from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train, write_json, write_text
+from mmdyt.engine.step_time import Step, device_name, ratio, take_turns
+from mmdyt.preflight.fingerprint import digest, fingerprint, versions
+
+TRAIN = Path(__file__).with_name('train.py')
+BASE = 'adapter'  # whose step time is 1
+NOTE = (
+    'Mean ± standard deviation over seeds. Tuned parameters are those of the backbone, the head comes on top. GMACs '
+    "are MACs per sample (papers print them as FLOPs). Step time: of a training step, beside a plain adapter's."
+)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Train and test methods on one config, one run after the other. What is known is not trained '
+        'again; results that lie in the work dir from earlier calls with the same config stay in the table.'
+    )
+    parser.add_argument('config', help='config file; its own method does not matter')
+    parser.add_argument(
+        '--methods', nargs='+', required=True, metavar='NAME[+NAME][,KEY=VALUE...]', help='as of train.py, with options'
+    )
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--work-dir', type=Path, help='default work_dirs/compare_<config name>')
+    parser.add_argument('--no-timing', action='store_true', help='leave step times out')
+    parser.add_argument('--rounds', type=int, default=7, help='timed steps of each method')
+    parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings of the config, key=value')
+    args = parser.parse_args()
+    args.work_dir = args.work_dir or Path('work_dirs', f'compare_{Path(args.config).stem}')
+    return args
+
+
+class Comparison:
+    """The runs that were asked for, and what is known of them and of earlier ones in the same work dir.
+
+    Args:
+        args: The command line.
+
+    Raises:
+        ValueError: If an option is wrong, or a method cannot be trained.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.failed: dict[tuple[str, int], Outcome] = {}
+        self.counts: dict[str, dict[str, int]] = {}
+        self._valid: dict[Path, bool] = {}
+        self._check_arguments()
+        for method in args.methods:
+            try:
+                cfg = self.load(method, args.seeds[0])
+                preflight.check(cfg, loops=('train', 'val'))
+                self.counts[method] = count_tuned(cfg)
+            except Exception as error:  # whatever is wrong, the user wants to know with which method
+                message = error.args[0] if isinstance(error, KeyError) and error.args else error
+                raise ValueError(f'{method}: {message}') from error
+
+    def _check_arguments(self) -> None:
+        """Refuse what is wrong whatever the method."""
+        args = self.args
+        for name in ('methods', 'seeds'):
+            given = getattr(args, name)
+            if twice := [value for value in given if given.count(value) > 1]:
+                raise ValueError(f'--{name} must differ, got {twice[0]} twice.')
+        if args.rounds < 1:
+            raise ValueError(f'--rounds must be at least 1, got {args.rounds}.')
+        if args.work_dir.exists() and not args.work_dir.is_dir():
+            raise ValueError(f'--work-dir must be a folder, got {args.work_dir}.')
+        self.load(None, args.seeds[0])
+
+    def run(self, method: str | None, seed: int | None, name: str = '', folder: str = '') -> Run:
+        """A run as tools/train.py is told it; no method and no seed are the config's own."""
+        args = self.args
+        head, options = split_word(method) if method else (None, ())
+        seeds = [] if seed is None else [f'randomness.seed={seed}']
+        return Run(name, args.config, args.work_dir / folder, (*args.cfg_options, *seeds), head, options, args.amp)
+
+    def load(self, method: str | None, seed: int | None) -> Config:
+        """The config that a run trains with."""
+        cfg = preflight.load_config(self.run(method, seed).request())
+        if self.args.amp:
+            preflight.use_amp(cfg)
+        return cfg
+
+    def do(self, method: str, seed: int, name: str) -> tuple[Outcome, bool]:
+        """The outcome of a run, and whether it was known."""
+        cfg = self.load(method, seed)
+        marks = fingerprint(cfg, self.args.amp)
+        # the folder's name says what the run depends on: a setting that changes never costs an earlier result
+        folder = re.sub(r'[^\w.+=-]+', '_', f'{method}-seed{seed}-{digest(marks)[:8]}')
+        run = self.run(method, seed, name, f'runs/{folder}')
+        self._valid[run.folder / FILE] = True
+        if found := known(run, marks):
+            print(f'{name}: known from {run.folder / FILE}', flush=True)
+            return found, True
+        if not run.folder.exists():
+            self._tell_change(method, seed, name, marks)
+        about = dict(method=method, seed=seed, counts=self.counts[method], versions=versions(cfg), device=device_name())
+        found = train(run, marks, last_step(cfg), TRAIN, about)
+        if found.state == 'failed':
+            self.failed[method, seed] = found
+            print(f'{name}: failed, {found.reason}', file=sys.stderr, flush=True)
+        return found, False
+
+    def _tell_change(self, method: str, seed: int, name: str, marks: dict[str, str]) -> None:
+        """Say why an earlier result does not count."""
+        for file, result in stored(self.args.work_dir / 'runs').items():
+            if (result['about']['method'], result['about']['seed']) == (method, seed):
+                changed = [key for key in marks if result['marks'].get(key) != marks[key]]
+                print(f'{name}: not as in {file.parent}, which had another {", ".join(changed)}', flush=True)
+
+    def _is_valid(self, file: Path, result: dict) -> bool:
+        """Whether a result has the settings of this comparison."""
+        if file not in self._valid:
+            try:
+                marks = fingerprint(self.load(result['about']['method'], result['about']['seed']), self.args.amp)
+            except (LookupError, OSError, TypeError, ValueError):  # a method that there is no more
+                marks = None
+            self._valid[file] = result['marks'] == marks
+        return self._valid[file]
+
+    def trials(self) -> list[Trials]:
+        """All results with the settings of this comparison, those of earlier calls too, and what failed now."""
+        found = {method: Trials(method, **self.counts[method]) for method in self.args.methods}
+        for file, result in stored(self.args.work_dir / 'runs').items():
+            if self._is_valid(file, result):
+                method, seed = result['about']['method'], result['about']['seed']
+                found.setdefault(method, Trials(method, **result['about']['counts'])).runs[seed] = outcome(result)
+        for (method, seed), run in self.failed.items():
+            found[method].runs[seed] = run
+        return list(found.values())
+
+
+class Times:
+    """Times of a training step beside a plain adapter's, kept in a file of the work dir.
+
+    Args:
+        comparison: Whose methods are timed.
+    """
+
+    def __init__(self, comparison: Comparison):
+        self.comparison = comparison
+        self.file = comparison.args.work_dir / 'steps.json'
+        self._base: Step | None = None
+        self._base_marks: dict[str, str] | None = None
+
+    def known(self) -> dict[str, dict]:
+        """What has been measured on this device, by method, as long as the settings are the same."""
+        try:
+            entries = json.loads(self.file.read_text(encoding='utf-8'))
+            return {method: dict(entry) for method, entry in entries.items() if entry['marks'] == self._marks(method)}
+        except (OSError, LookupError, TypeError, ValueError, AttributeError):
+            return {}
+
+    def measure(self, method: str) -> None:
+        """Time a method and the adapter in turns."""
+        args = self.comparison.args
+        step = Step(method, self.comparison.load(method, None))
+        self._base = self._base or Step(BASE, self.comparison.load(BASE, None))
+        self._base.seconds.clear()
+        take_turns([self._base, step], args.rounds)
+        medians = dict(seconds=statistics.median(step.seconds), adapter_seconds=statistics.median(self._base.seconds))
+        entry = dict(ratio=ratio(step, self._base), **medians, rounds=args.rounds, marks=self._marks(method))
+        write_json(self.file, self.known() | {method: entry})
+
+    def _marks(self, method: str) -> list:
+        """What a time depends on."""
+        load, args = self.comparison.load, self.comparison.args
+        both = [fingerprint(load(name, None), args.amp) for name in (method, BASE)]
+        return [digest(dict(both=both)), device_name(), args.rounds]
+
+
+def count_tuned(cfg: Config) -> dict[str, int]:
+    """Trained parameters of the backbone, and of all behind it."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    tuned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    backbone = sum(number for name, number in tuned.items() if name.startswith('backbone.'))
+    return dict(tuned=backbone, head=sum(tuned.values()) - backbone)
+
+
+def write(comparison: Comparison, times: dict[str, dict]) -> str:
+    """Write table, numbers and picture; returns the table."""
+    args, trials = comparison.args, comparison.trials()
+    for one in trials:
+        one.step_time = 1.0 if one.method == BASE and times else times.get(one.method, {}).get('ratio')
+    metric = choose_metric(trials)
+    table = rows(trials, metric)
+    failed = [f'{m} seed {s}: failed, {run.reason}' for (m, s), run in comparison.failed.items()]
+    text = '\n\n'.join([to_markdown(table, metric), NOTE, *failed])
+    runs = {one.method: {seed: vars(run) for seed, run in sorted(one.runs.items())} for one in trials}
+    content = dict(
+        command=sys.argv,
+        config=args.config,
+        options=args.cfg_options,
+        amp=args.amp,
+        device=device_name(),
+        versions=versions(comparison.load(None, None)),
+        metric=metric,
+        methods=[row | dict(runs=runs[row['method']], timing=times.get(row['method'])) for row in table],
+    )
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    write_text(args.work_dir / 'compare.md', f'# {args.config}\n\n{text}\n')
+    write_text(args.work_dir / 'compare.csv', to_csv(table, metric))
+    write_json(args.work_dir / 'compare.json', content)
+    plot(table, metric, args.work_dir / 'compare.png')
+    return text
+
+
+def train_all(comparison: Comparison) -> None:
+    """Do what was asked for, the first seed of every method first; tables are up to date after each run."""
+    args = comparison.args
+    todo = [(method, seed) for seed in args.seeds for method in args.methods]
+    took = []
+    for i, (method, seed) in enumerate(todo, 1):
+        name = f'[{i}/{len(todo)}] {method} seed {seed}'
+        start = time.monotonic()
+        found, was_known = comparison.do(method, seed, name)
+        if was_known:
+            continue
+        took.append(time.monotonic() - start)
+        left = len(todo) - i
+        about = timedelta(seconds=round(left * sum(took) / len(took)))
+        print(f'{name}: {found.state} in {timedelta(seconds=round(took[-1]))}; {left} to go, at most about {about}')
+        write(comparison, {})
+
+
+def time_all(comparison: Comparison) -> dict[str, dict]:
+    """Step times of all methods that were asked for, and of those that are known."""
+    times = Times(comparison)
+    for method in comparison.args.methods if not comparison.args.no_timing else []:
+        if method != BASE and method not in times.known():
+            print(f'{method}: step time, beside {BASE}', flush=True)
+            try:
+                with redirect_stdout(io.StringIO()):  # mmengine tells each weight file that it reads
+                    times.measure(method)
+            except RuntimeError as error:  # such as too little memory: the results are worth more than their times
+                print(f'{method}: no step time, {error}', file=sys.stderr, flush=True)
+    return times.known()
+
+
+def main() -> None:
+    """Check what the user typed, train, time, print and write."""
+    args = parse_args()
+    MMLogger.get_instance('compare', log_level='ERROR')  # else every weight that starts at random is told
+    with preflight.clean_exit():
+        comparison = Comparison(args)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        train_all(comparison)
+        text = write(comparison, time_all(comparison))
+    except KeyboardInterrupt:
+        print('Stopped. What is done is kept: the same command goes on.', file=sys.stderr)
+        sys.exit(130)
+    print(f'\n{text}\n\nWritten to {args.work_dir}/compare.md, .csv, .json and .png.')
+    if comparison.failed:
+        sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

@@ -12,6 +12,7 @@ from mmdyt.core.fit.calibrate import calibrate, measured_rates, threshold_for, t
 from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.models import DyTVisionTransformer
+from mmdyt.parts.dispatcher import TokenDispatcher
 
 LAYERS, PATCHES = 4, 64
 ARCH = dict(embed_dims=32, num_layers=LAYERS, num_heads=2, feedforward_channels=64)
@@ -295,6 +296,18 @@ def test_capacities_survive_save_and_load_and_copies_and_leave_with_others(tmp_p
         assert capacities(other) == [None] * LAYERS
     calibrate(model, passes(model), CalibrationRequest(0.4))
     assert capacities(model) == [None] * LAYERS
+
+
+@pytest.mark.parametrize('prefix', ['', '0.'])
+def test_a_gate_from_before_thresholds_loads_strictly_through_mmengine_too(prefix):
+    old = {f'{prefix}{name}': tensor for name, tensor in TokenDispatcher(8).state_dict().items() if name != 'threshold'}
+    names = list(old)
+    dispatcher = TokenDispatcher(8)
+    dispatcher.set_rule(1.0)
+    load_state_dict(nn.Sequential(dispatcher) if prefix else dispatcher, old, strict=True)
+    assert dispatcher.threshold.item() == 0
+    assert torch.equal(dispatcher.gate.weight, old[f'{prefix}gate.weight'])
+    assert list(old) == names
 
 
 def test_training_keeps_thresholds_and_capacities_and_new_parameters_forget_them():

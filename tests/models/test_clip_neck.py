@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.parts.moe_adapter import MoEAdapter
 from mmdyt.models.clip_neck import ClipNeck
+from mmdyt.parts.moe_adapter import MoEAdapter
 
 C, V, T, N = 16, 2, 3, 5
 MOE = dict(type='mmdyt.MoEAdapter', bottleneck=4, num_experts=3, dropout=0.0)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+import torch.nn as nn
 from test_vit import TINY, make_pair, set_all, spread_masks
 from test_vit_variants import EVERY, use
 
-from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.grid import active_share
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import all_branches, complete_model, dynamic_branches, record_dispatch
 from mmdyt.models import DyTVisionTransformer
 
 
@@ -61,10 +62,11 @@ def test_same_gradients_in_eval_and_in_training(dispatch):
 def test_in_training_the_class_token_alone_runs_the_last_mlp():
     _, model = make_twins()
     rows = []
-    model.layers[-1].ffn.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
+    for linear in (module for module in model.layers[-1].ffn.modules() if isinstance(module, nn.Linear)):
+        linear.register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     with record_dispatch(model) as record:
         model.train()(torch.randn(2, 3, 32, 32))
-    assert rows == [1] and record.flat()[-1].patch_mask.shape == (2, 16, 1)
+    assert rows == [1, 1] and record.flat()[-1].patch_mask.shape == (2, 16, 1)
 
 
 @pytest.mark.parametrize('adapter', [None, dict(bottleneck=4)])
@@ -76,9 +78,9 @@ def test_baselines_too(adapter, mode):
     ]
     models[1].load_state_dict(models[0].state_dict())
     for model in models:
-        for layer in model.train(mode).layers:
-            for branch in layer.dynamic.values():
-                branch.adapter.dropout.p = 0.0
+        for branch in all_branches(model.train(mode)).values():
+            for delta in branch.deltas():
+                delta.dropout.p = 0.0
     x = torch.randn(3, 3, 32, 32)
     torch.testing.assert_close(models[0](x)[0], models[1](x)[0], rtol=0, atol=1e-5)
     assert count_macs(lambda: models[1](x)) == 3 * models[1].macs(32, 32, {}) < 3 * models[0].macs(32, 32, {})

@@ -3,8 +3,8 @@ import torch
 import torch.nn as nn
 from mmpretrain.models.backbones import VisionTransformer
 
-from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn as nn
 from test_vit import TINY, make_pair, set_all, spread_masks
 
-from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import complete_model, decisions, dynamic_branches, record_dispatch
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
 
@@ -25,14 +25,10 @@ def use(model, name, value):
         setattr(branch, name, value)
 
 
-class FixedNoise:
-    """Replaces each dispatcher's forward by the masks of a recorded pass."""
-
-    def __init__(self, monkeypatch, model, record):
-        branches = dynamic_branches(model)
-        for name, branch in branches.items():
-            (dispatch,) = record.dispatches[name]
-            monkeypatch.setattr(branch.dispatcher, 'forward', lambda x, dispatch=dispatch: dispatch)
+def same_masks(model, record):
+    """Within the context the dispatchers decide what they did in a recorded pass."""
+    rules = {name: lambda *asked, dispatch=passes[0]: dispatch for name, passes in record.dispatches.items()}
+    return decisions(model, rules)
 
 
 @EVERY
@@ -87,17 +83,17 @@ def test_an_image_gives_the_same_output_alone_and_in_any_batch(dispatch):
 
 @EVERY
 @torch.no_grad()
-def test_training_computes_the_function_of_inference_at_equal_masks(dispatch, monkeypatch):
+def test_training_computes_the_function_of_inference_at_equal_masks(dispatch):
     model, x = make(dispatch), torch.randn(2, 3, 32, 32)
     for branch in dynamic_branches(model).values():
         branch.adapter.dropout.p = 0.0
     with record_dispatch(model) as record:
         inferred = model(x)[0]
-    FixedNoise(monkeypatch, model, record)
-    trained = model.train()(x)[0]
-    torch.testing.assert_close(trained, inferred, rtol=0, atol=1e-5)
-    use(model, 'training_executor', 'masked_all_keys')
-    gap = (model(x)[0] - inferred).abs().max()
+    with same_masks(model, record):
+        trained = model.train()(x)[0]
+        torch.testing.assert_close(trained, inferred, rtol=0, atol=1e-5)
+        use(model, 'training_executor', 'masked_all_keys')
+        gap = (model(x)[0] - inferred).abs().max()
     assert (gap < 1e-5) == (dispatch == 'mlp')  # eq. (5) taken literally trains another attention
 
 

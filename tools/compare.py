@@ -5,14 +5,15 @@ python tools/compare.py configs/dyt/vitti_cifar100_1k.py --methods linear lora,r
 
 import argparse
 import io
-import json
 import re
 import signal
-import statistics
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from datetime import timedelta
+from functools import cache, partial
 from pathlib import Path
 
 from mmdyt import compat
@@ -28,7 +29,7 @@ from mmdyt import preflight
 from mmdyt.engine.comparison import Trials, choose_metric, rows, stored, to_csv, to_markdown
 from mmdyt.engine.comparison_plot import plot
 from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train, write_json, write_text
-from mmdyt.engine.step_time import Step, device_name, ratio, take_turns
+from mmdyt.engine.step_time import StepTimes, device_name
 from mmdyt.preflight.fingerprint import digest, fingerprint, versions
 
 TRAIN = Path(__file__).with_name('train.py')
@@ -54,6 +55,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, help='default work_dirs/compare_<config name>')
     parser.add_argument('--no-timing', action='store_true', help='leave step times out')
     parser.add_argument('--rounds', type=int, default=7, help='timed steps of each method')
+    parser.add_argument(
+        '--any-source', action='store_true', help="let results count that another state of mmdyt's source gave"
+    )
     parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings of the config, key=value')
     args = parser.parse_args()
     args.work_dir = args.work_dir or Path('work_dirs', f'compare_{Path(args.config).stem}')
@@ -74,7 +78,7 @@ class Comparison:
         self.args = args
         self.failed: dict[tuple[str, int], Outcome] = {}
         self.counts: dict[str, dict[str, int]] = {}
-        self._valid: dict[Path, bool] = {}
+        self._rank: dict[Path, int] = {}
         self._check_arguments()
         for method in args.methods:
             try:
@@ -112,19 +116,28 @@ class Comparison:
             preflight.use_amp(cfg)
         return cfg
 
+    def marks(self, method: str, seed: int | None) -> dict[str, str]:
+        """The fingerprint of a run."""
+        return fingerprint(self.load(method, seed), self.args.amp)
+
+    def same(self, marks: Mapping, others: Mapping) -> bool:
+        """Whether two fingerprints are of one comparison."""
+        free = {'source'} if self.args.any_source else set()
+        return all(marks.get(key) == others.get(key) for key in {*marks, *others} - free)
+
     def do(self, method: str, seed: int, name: str) -> tuple[Outcome, bool]:
         """The outcome of a run, and whether it was known."""
-        cfg = self.load(method, seed)
-        marks = fingerprint(cfg, self.args.amp)
+        marks = self.marks(method, seed)
         # the folder's name says what the run depends on: a setting that changes never costs an earlier result
         folder = re.sub(r'[^\w.+=-]+', '_', f'{method}-seed{seed}-{digest(marks)[:8]}')
         run = self.run(method, seed, name, f'runs/{folder}')
-        self._valid[run.folder / FILE] = True
+        if not (run.folder / FILE).exists():
+            run, marks = self._earlier(run, method, seed, marks)
+        self._rank[run.folder / FILE] = 2
         if found := known(run, marks):
             print(f'{name}: known from {run.folder / FILE}', flush=True)
             return found, True
-        if not run.folder.exists():
-            self._tell_change(method, seed, name, marks)
+        cfg = self.load(method, seed)
         about = dict(method=method, seed=seed, counts=self.counts[method], versions=versions(cfg), device=device_name())
         found = train(run, marks, last_step(cfg), TRAIN, about)
         if found.state == 'failed':
@@ -132,72 +145,45 @@ class Comparison:
             print(f'{name}: failed, {found.reason}', file=sys.stderr, flush=True)
         return found, False
 
-    def _tell_change(self, method: str, seed: int, name: str, marks: dict[str, str]) -> None:
-        """Say why an earlier result does not count."""
+    def _earlier(self, run: Run, method: str, seed: int, marks: dict) -> tuple[Run, dict]:
+        """The same run of another source, if that may count; otherwise says why earlier results do not."""
         for file, result in stored(self.args.work_dir / 'runs').items():
             if (result['about']['method'], result['about']['seed']) == (method, seed):
+                if self.same(marks, result['marks']):
+                    return replace(run, folder=file.parent), result['marks']
                 changed = [key for key in marks if result['marks'].get(key) != marks[key]]
-                print(f'{name}: not as in {file.parent}, which had another {", ".join(changed)}', flush=True)
+                print(f'{run.name}: not as in {file.parent}, which had another {", ".join(changed)}', flush=True)
+        return run, marks
 
-    def _is_valid(self, file: Path, result: dict) -> bool:
-        """Whether a result has the settings of this comparison."""
-        if file not in self._valid:
+    def _ranked(self, file: Path, result: dict) -> int:
+        """How well a result has the settings of this comparison: 0 not, 1 but for the source, 2 wholly."""
+        if file not in self._rank:
             try:
-                marks = fingerprint(self.load(result['about']['method'], result['about']['seed']), self.args.amp)
+                marks = self.marks(result['about']['method'], result['about']['seed'])
             except (LookupError, OSError, TypeError, ValueError):  # a method that there is no more
-                marks = None
-            self._valid[file] = result['marks'] == marks
-        return self._valid[file]
+                marks = {}
+            self._rank[file] = self.same(marks, result['marks']) + (marks == result['marks'])
+        return self._rank[file]
 
-    def trials(self) -> list[Trials]:
-        """All results with the settings of this comparison, those of earlier calls too, and what failed now."""
-        found = {method: Trials(method, **self.counts[method]) for method in self.args.methods}
-        for file, result in stored(self.args.work_dir / 'runs').items():
-            if self._is_valid(file, result):
-                method, seed = result['about']['method'], result['about']['seed']
-                found.setdefault(method, Trials(method, **result['about']['counts'])).runs[seed] = outcome(result)
-        for (method, seed), run in self.failed.items():
-            found[method].runs[seed] = run
-        return list(found.values())
+    def results(self) -> dict[tuple[str, int], dict]:
+        """Results with the settings of this comparison by method and seed, those of earlier calls too."""
+        found = stored(self.args.work_dir / 'runs')
+        ranked = sorted(found, key=lambda file: self._ranked(file, found[file]))  # the best comes last and stays
+        about = [(found[file]['about'], found[file]) for file in ranked if self._ranked(file, found[file])]
+        return {(about['method'], about['seed']): result for about, result in about}
 
 
-class Times:
-    """Times of a training step beside a plain adapter's, kept in a file of the work dir.
-
-    Args:
-        comparison: Whose methods are timed.
-    """
-
-    def __init__(self, comparison: Comparison):
-        self.comparison = comparison
-        self.file = comparison.args.work_dir / 'steps.json'
-        self._base: Step | None = None
-        self._base_marks: dict[str, str] | None = None
-
-    def known(self) -> dict[str, dict]:
-        """What has been measured on this device, by method, as long as the settings are the same."""
-        try:
-            entries = json.loads(self.file.read_text(encoding='utf-8'))
-            return {method: dict(entry) for method, entry in entries.items() if entry['marks'] == self._marks(method)}
-        except (OSError, LookupError, TypeError, ValueError, AttributeError):
-            return {}
-
-    def measure(self, method: str) -> None:
-        """Time a method and the adapter in turns."""
-        args = self.comparison.args
-        step = Step(method, self.comparison.load(method, None))
-        self._base = self._base or Step(BASE, self.comparison.load(BASE, None))
-        self._base.seconds.clear()
-        take_turns([self._base, step], args.rounds)
-        medians = dict(seconds=statistics.median(step.seconds), adapter_seconds=statistics.median(self._base.seconds))
-        entry = dict(ratio=ratio(step, self._base), **medians, rounds=args.rounds, marks=self._marks(method))
-        write_json(self.file, self.known() | {method: entry})
-
-    def _marks(self, method: str) -> list:
-        """What a time depends on."""
-        load, args = self.comparison.load, self.comparison.args
-        both = [fingerprint(load(name, None), args.amp) for name in (method, BASE)]
-        return [digest(dict(both=both)), device_name(), args.rounds]
+def gather(comparison: Comparison, times: Mapping[str, Mapping]) -> list[Trials]:
+    """All results, and what failed now, by method: first those that were asked for."""
+    found = {method: Trials(method, **comparison.counts[method]) for method in comparison.args.methods}
+    for (method, seed), result in comparison.results().items():
+        one = found.setdefault(method, Trials(method, **result['about']['counts']))
+        one.runs[seed] = outcome(result)
+    for (method, seed), run in comparison.failed.items():
+        found[method].runs[seed] = run
+    for one in found.values():
+        one.step_time = times.get(one.method, {}).get('ratio')
+    return list(found.values())
 
 
 def count_tuned(cfg: Config) -> dict[str, int]:
@@ -210,15 +196,15 @@ def count_tuned(cfg: Config) -> dict[str, int]:
     return dict(tuned=backbone, head=sum(tuned.values()) - backbone)
 
 
-def write(comparison: Comparison, times: dict[str, dict]) -> str:
+def write(comparison: Comparison, times: Mapping[str, Mapping]) -> str:
     """Write table, numbers and picture; returns the table."""
-    args, trials = comparison.args, comparison.trials()
-    for one in trials:
-        one.step_time = 1.0 if one.method == BASE and times else times.get(one.method, {}).get('ratio')
+    args, trials = comparison.args, gather(comparison, times)
     metric = choose_metric(trials)
     table = rows(trials, metric)
     failed = [f'{m} seed {s}: failed, {run.reason}' for (m, s), run in comparison.failed.items()]
-    text = '\n\n'.join([to_markdown(table, metric), NOTE, *failed])
+    sources = {result['marks']['source'] for result in comparison.results().values()}
+    mixed = [f"The results are of {len(sources)} states of mmdyt's source."] if len(sources) > 1 else []
+    text = '\n\n'.join([to_markdown(table, metric), NOTE, *mixed, *failed])
     runs = {one.method: {seed: vars(run) for seed, run in sorted(one.runs.items())} for one in trials}
     content = dict(
         command=sys.argv,
@@ -227,6 +213,7 @@ def write(comparison: Comparison, times: dict[str, dict]) -> str:
         amp=args.amp,
         device=device_name(),
         versions=versions(comparison.load(None, None)),
+        sources=sorted(sources),
         metric=metric,
         methods=[row | dict(runs=runs[row['method']], timing=times.get(row['method'])) for row in table],
     )
@@ -238,7 +225,7 @@ def write(comparison: Comparison, times: dict[str, dict]) -> str:
     return text
 
 
-def train_all(comparison: Comparison) -> None:
+def train_all(comparison: Comparison, times: Mapping[str, Mapping]) -> None:
     """Do what was asked for, the first seed of every method first; tables are up to date after each run."""
     args = comparison.args
     todo = [(method, seed) for seed in args.seeds for method in args.methods]
@@ -252,22 +239,21 @@ def train_all(comparison: Comparison) -> None:
         took.append(time.monotonic() - start)
         left = len(todo) - i
         about = timedelta(seconds=round(left * sum(took) / len(took)))
-        print(f'{name}: {found.state} in {timedelta(seconds=round(took[-1]))}; {left} to go, at most about {about}')
-        write(comparison, {})
+        more = f'; {left} to go, about {about} if none is known' if left else ''
+        print(f'{name}: {found.state} in {timedelta(seconds=round(took[-1]))}{more}', flush=True)
+        write(comparison, times)
 
 
-def time_all(comparison: Comparison) -> dict[str, dict]:
-    """Step times of all methods that were asked for, and of those that are known."""
-    times = Times(comparison)
-    for method in comparison.args.methods if not comparison.args.no_timing else []:
-        if method != BASE and method not in times.known():
+def time_all(comparison: Comparison, times: StepTimes) -> None:
+    """Measure the step times that are not known, of the methods that were asked for."""
+    for method in [] if comparison.args.no_timing else comparison.args.methods:
+        if method not in times.known():
             print(f'{method}: step time, beside {BASE}', flush=True)
             try:
                 with redirect_stdout(io.StringIO()):  # mmengine tells each weight file that it reads
                     times.measure(method)
             except RuntimeError as error:  # such as too little memory: the results are worth more than their times
                 print(f'{method}: no step time, {error}', file=sys.stderr, flush=True)
-    return times.known()
 
 
 def main() -> None:
@@ -278,13 +264,18 @@ def main() -> None:
         comparison = Comparison(args)
     torch.set_num_threads(1)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # steps are timed in this process, with the source as it is now
+    load, marks = partial(comparison.load, seed=None), cache(partial(comparison.marks, seed=None))
+    times, stopped = StepTimes(args.work_dir / 'steps.json', BASE, args.rounds, load, marks, comparison.same), False
     try:
-        train_all(comparison)
-        text = write(comparison, time_all(comparison))
+        train_all(comparison, times.known())
+        time_all(comparison, times)
     except KeyboardInterrupt:
+        stopped = True
+    print(f'\n{write(comparison, times.known())}\n\nWritten to {args.work_dir}/compare.md, .csv, .json and .png.')
+    if stopped:
         print('Stopped. What is done is kept: the same command goes on.', file=sys.stderr)
         sys.exit(130)
-    print(f'\n{text}\n\nWritten to {args.work_dir}/compare.md, .csv, .json and .png.')
     if comparison.failed:
         sys.exit(1)
 

@@ -4,10 +4,7 @@ python tools/vtab.py configs/dyt/vitb_vtab1k.py [--root data/vtab-1k] [--tasks c
 """
 
 import argparse
-import hashlib
-import json
 import os
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +14,11 @@ from mmdyt import compat
 
 compat.install()
 
-from mmengine.config import Config, DictAction  # noqa: E402
+from mmengine.config import Config
 
-from mmdyt import preflight  # noqa: E402
+from mmdyt import preflight
+from mmdyt.engine.runs import FILE, Run, known, last_step, train, write_json
+from mmdyt.preflight.fingerprint import fingerprint
 
 TRAIN = Path(__file__).with_name('train.py')
 METRICS = dict(accuracy='accuracy/top1', activation_rate='activation_rate', gmacs='gmacs')
@@ -37,9 +36,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--work-dir', type=Path, help='default work_dirs/<config name>')
     parser.add_argument('--seed', type=int)
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    parser.add_argument('--method', metavar='NAME[+NAME]', help="use this method instead of the config's")
+    parser.add_argument('--method-options', nargs='+', default=[], help='override settings of the method, key=value')
     parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings, key=value')
     args = parser.parse_args()
-    args.work_dir = args.work_dir or Path('work_dirs', Path(args.config).stem)
+    name = '_'.join([Path(args.config).stem, *(args.method or '').split('+')]).strip('_')
+    args.work_dir = args.work_dir or Path('work_dirs', name)
     return args
 
 
@@ -50,20 +52,14 @@ def overrides(args: argparse.Namespace) -> list[str]:
         options.append(f'model.data_preprocessor.normalization={args.normalization}')
     if args.seed is not None:
         options.append(f'randomness.seed={args.seed}')
-    for option in args.cfg_options:
-        if '=' not in option:
-            raise ValueError(f'--cfg-options must be key=value, got {option}.')
     return options + args.cfg_options
 
 
-def load(args: argparse.Namespace, task: str) -> Config:
-    """The config of a task with all overrides, as the training process, which inherits the environment, sees it."""
+def task_run(args: argparse.Namespace, task: str) -> Run:
+    """The run of a task; which one it is, the training process reads from the environment, which it inherits."""
     os.environ.update(VTAB_TASK=task, VTAB_ROOT=str(args.root.resolve()))
-    parser = argparse.ArgumentParser()
-    parser.add_argument('cfg_options', nargs='*', action=DictAction)
-    parsed = parser.parse_args(overrides(args))
-    parsed.__dict__.update(config=args.config, work_dir=str(args.work_dir), launcher='none', local_rank=0)
-    return preflight.load_config(parsed)
+    folder, options = args.work_dir / task, tuple(overrides(args))
+    return Run(task, args.config, folder, options, args.method, tuple(args.method_options), args.amp)
 
 
 def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:
@@ -86,45 +82,22 @@ def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:
 
 
 def run_task(args: argparse.Namespace, task: str) -> dict | None:
-    """The result of a task: from its file if the same config wrote it, else by training; None where that failed."""
-    cfg = load(args, task)
-    state = json.dumps([cfg.to_dict() | dict(work_dir=None), args.amp], sort_keys=True, default=str)
-    digest = hashlib.sha256(state.encode()).hexdigest()
-    file = args.work_dir / task / 'result.json'
-    if file.is_file() and (known := json.loads(file.read_text()))['digest'] == digest:
-        print(f'{task}: known from {file}', flush=True)
-        return known['result']
-    file.unlink(missing_ok=True)
-    result = train(args, file.parent, cfg.train_cfg.max_epochs)
-    if result:
-        file.write_text(json.dumps(dict(digest=digest, result=result)) + '\n')
+    """The result of a task: from its file if nothing that matters has changed, else by training; None if it failed."""
+    run = task_run(args, task)
+    cfg = preflight.load_config(run.request())
+    marks, last = fingerprint(cfg, args.amp), last_step(cfg)
+    found = known(run, marks)
+    if found:
+        print(f'{task}: known from {run.folder / FILE}', flush=True)
+    else:
+        found = train(run, marks, last, TRAIN)
+    result = {name: found.metrics.get(key) for name, key in METRICS.items()}
+    if found.state == 'done' and result['accuracy'] is not None:
         print(f'{task}: {result["accuracy"]:.2f} %', flush=True)
-    return result
-
-
-def train(args: argparse.Namespace, folder: Path, epochs: int) -> dict | None:
-    """Train and test a task in a process of its own, whose output goes to a file; None if that failed."""
-    options = overrides(args)
-    command = [sys.executable, TRAIN, args.config, '--work-dir', folder, *['--amp'] * args.amp]
-    command += ['--cfg-options', *options] if options else []
-    folder.mkdir(parents=True, exist_ok=True)
-    output = folder / 'output.txt'
-    print(f'{folder.name}: trains, see {output}', flush=True)
-    with output.open('w') as file:
-        code = subprocess.run(map(str, command), stdout=file, stderr=subprocess.STDOUT).returncode
-    result = None if code else last_test(folder, epochs)
-    if result is None:
-        reason = (output.read_text().splitlines() or ['no output'])[-1] if code else f'no accuracy of epoch {epochs}'
-        print(f'{folder.name}: failed, {reason}', file=sys.stderr, flush=True)
-    return result
-
-
-def last_test(folder: Path, epochs: int) -> dict | None:
-    """What the latest run logged when it was tested after its last epoch; None if it was not."""
-    logs = sorted(folder.glob('*/vis_data/scalars.json'))
-    rows = map(json.loads, logs[-1].read_text().splitlines()) if logs else []
-    tests = [row for row in rows if METRICS['accuracy'] in row and row['step'] == epochs]
-    return {name: tests[-1].get(key) for name, key in METRICS.items()} if tests else None
+        return result
+    reason = 'its loss or a metric is not finite' if found.state == 'diverged' else f'no accuracy of step {last}'
+    print(f'{task}: failed, {found.reason or reason}', file=sys.stderr, flush=True)
+    return None
 
 
 def summarize(results: dict[str, dict], groups: dict) -> dict:
@@ -164,8 +137,10 @@ def settings(args: argparse.Namespace, cfg: Config) -> dict:
     return dict(
         config=args.config,
         options=overrides(args),
+        method=args.method,
+        method_options=args.method_options,
         tested_on=cfg.val_dataloader.dataset.ann_file,
-        epochs=cfg.train_cfg.max_epochs,
+        epochs=cfg.train_cfg.get('max_epochs'),
         seed=cfg.randomness.seed,
         normalization=cfg.model.data_preprocessor.get('normalization'),
         amp=args.amp,
@@ -177,7 +152,7 @@ def main() -> None:
     """Check what the user typed, run the tasks, print and write."""
     args = parse_args()
     with preflight.clean_exit():
-        cfg = load(args, 'cifar')  # any task's tells which ones there are
+        cfg = preflight.load_config(task_run(args, 'cifar').request())  # any task's tells which ones there are
         groups = cfg.get('vtab_groups', {})
         tasks, ran_with = check_tasks(args, groups), settings(args, cfg)
     found = {task: run_task(args, task) for task in tasks}
@@ -186,7 +161,7 @@ def main() -> None:
     print('\n' + report(results, summary, groups))
     failed = [task for task in tasks if task not in results]
     file = args.work_dir / 'vtab.json'
-    file.write_text(json.dumps(ran_with | dict(tasks=results, failed=failed) | summary, indent=2) + '\n')
+    write_json(file, ran_with | dict(tasks=results, failed=failed) | summary)
     print(f'Written to {file}.')
     if failed:
         sys.exit(1)

@@ -185,17 +185,6 @@ def test_other_options_compute_again(again, option, passed):
     assert set(passed) <= set(command)
 
 
-def test_the_last_epoch_of_the_latest_run_counts(tmp_path):
-    tool = load_tool('vtab')
-    for time, accuracies in (('20240101_000000', [1.0, 2.0]), ('20240102_000000', [90.0, 50.0])):
-        (tmp_path / time / 'vis_data').mkdir(parents=True)
-        rows = [{'accuracy/top1': value, 'step': i + 1} for i, value in enumerate(accuracies)]
-        rows.insert(1, dict(loss=1.0, step=2))
-        (tmp_path / time / 'vis_data/scalars.json').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    assert tool.last_test(tmp_path, 2) == dict(accuracy=50.0, activation_rate=None, gmacs=None)
-    assert tool.last_test(tmp_path, 3) is None
-
-
 def test_both_means(groups):
     accuracy = dict(natural=70.0, specialized=80.0, structured=60.0)
     results = {task: dict(accuracy=accuracy[name]) for name, group in groups.items() for task in group}

@@ -12,20 +12,20 @@ from mmdyt import compat
 
 compat.install()
 
-import torch  # noqa: E402
-import torch.nn as nn  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.device import get_device  # noqa: E402
-from mmengine.registry import MODELS  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
+import torch
+import torch.nn as nn
+from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
-from mmdyt.core.fit.calibrate import Calibrated, check_per_image, token_dispatchers  # noqa: E402
-from mmdyt.core.fit.request import RULES  # noqa: E402
-from mmdyt import preflight  # noqa: E402
-from mmdyt.engine.calibration import calibrate_host, check_request, sentence, wanted_rate  # noqa: E402
-from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors  # noqa: E402
-from mmdyt.engine.evidence import fit_host, fit_sentence  # noqa: E402
+from mmdyt import preflight
+from mmdyt.core.fit.calibrate import Calibrated, check_per_image, set_threshold, token_dispatchers
+from mmdyt.core.fit.request import RULES, CalibrationRequest
+from mmdyt.engine.calibration import calibrate_host, sentence, wanted_rate
+from mmdyt.engine.evidence import fit_host, fit_sentence
+from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
 
@@ -61,7 +61,6 @@ def check_out(out: Path, checkpoint: str) -> None:
 
 def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     """Check what the user typed; return the config, and the model with the checkpoint's weights."""
-    check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
     check_out(args.out, args.checkpoint)
     cfg = preflight.load_config(args)
     check_exists('checkpoint', args.checkpoint)
@@ -85,9 +84,7 @@ def dispatcher_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def fit(model: nn.Module, train: DataLoader, batches: int) -> None:
     """Fit the dispatchers with every token active, and print how well that went."""
-    for dispatcher in token_dispatchers(model).values():
-        dispatcher.threshold.fill_(-math.inf)
-        dispatcher.capacity = None
+    set_threshold(token_dispatchers(model), -math.inf)
     print(fit_sentence(fit_host(model, train, batches)))
 
 
@@ -113,13 +110,14 @@ def main() -> None:
     """Check everything the user typed, then calibrate, write and print."""
     args = parse_args()
     with preflight.clean_exit():
+        request = CalibrationRequest(args.target_rate, args.rule, args.per_image, args.batches, args.target_gmacs)
         cfg, model = load(args)
         rate = None if args.target_gmacs else wanted_rate(model, args.target_rate)
         loaders = [cfg.get(name) and Runner.build_dataloader(cfg[name]) for name in LOADERS]
         model.to(get_device())
         if args.fit:
             fit(model, loaders[0], args.batches)
-        found = calibrate_host(model, *loaders, rate, args.rule, args.batches, args.target_gmacs, args.per_image)
+        found = calibrate_host(model, *loaders, request)
         write(model, args.checkpoint, args.out)
     print(report(found, rate))
     print(f'Wrote {args.out}.')

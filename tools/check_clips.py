@@ -15,15 +15,16 @@ from mmdyt import compat
 
 compat.install()
 
-import numpy as np  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.fileio import list_from_file  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope  # noqa: E402
-from mmengine.utils import import_modules_from_strings  # noqa: E402
+import numpy as np
+from mmengine.config import Config, DictAction
+from mmengine.fileio import list_from_file
+from mmengine.logging import MMLogger
+from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
-from mmdyt import preflight  # noqa: E402
-from mmdyt.preflight.datasets import check_data, head_classes, nested  # noqa: E402
+from mmdyt import preflight
+from mmdyt.preflight.check import LOOPS
+from mmdyt.preflight.datasets import check_data, head_classes, nested
 
 OPEN, DECODE = 'mmdyt.OpenClip', 'mmdyt.DecodeClip'
 
@@ -52,7 +53,7 @@ def find_lists(cfg: Config) -> dict[str, list[tuple[list[str], list[dict]]]]:
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     lists = {}
-    for loop in preflight.LOOPS:
+    for loop in LOOPS:
         loader = cfg.get(f'{loop}_dataloader') or {}
         for where, dataset in nested(loader.get('dataset'), f'{loop}_dataloader.dataset'):
             if dataset.get('dataset') or dataset.get('datasets'):

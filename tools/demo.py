@@ -23,16 +23,16 @@ from mmdyt import compat
 
 compat.install()
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from mmengine.config import Config  # noqa: E402
-from mmengine.logging import MMLogger  # noqa: E402
-from mmseg.apis import inference_model, init_model  # noqa: E402
+import cv2
+import numpy as np
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmseg.apis import inference_model, init_model
 
-from mmdyt.core.observe import record_dispatch  # noqa: E402
-from mmdyt.core.grid import active_share  # noqa: E402
-from mmdyt.core.tuning import count_parameters  # noqa: E402
-from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack  # noqa: E402
+from mmdyt.core.grid import active_share
+from mmdyt.core.observe import record_dispatch
+from mmdyt.core.tuning import count_parameters
+from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, TUNE = 'configs/demo/pretrain_shapes.py', 'configs/demo/dyt_shapes.py'

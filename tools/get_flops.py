@@ -11,17 +11,17 @@ from mmdyt import compat
 
 compat.install()
 
-import torch  # noqa: E402
-import torch.nn as nn  # noqa: E402
-from mmengine.config import Config, DictAction  # noqa: E402
-from mmengine.registry import MODELS, init_default_scope  # noqa: E402
-from mmengine.utils import import_modules_from_strings  # noqa: E402
+import torch
+import torch.nn as nn
+from mmengine.config import Config, DictAction
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.utils import import_modules_from_strings
 
-from mmdyt.core.observe import complete_model, dynamic_branches  # noqa: E402
-from mmdyt.core.tuning import count_parameters  # noqa: E402
-from mmdyt import preflight  # noqa: E402
-from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs  # noqa: E402
-from mmdyt.preflight.names import check_types  # noqa: E402
+from mmdyt import preflight
+from mmdyt.core.observe import complete_model, dynamic_branches
+from mmdyt.core.tuning import count_parameters
+from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs
+from mmdyt.preflight.names import check_types
 
 
 def parse_args() -> argparse.Namespace:

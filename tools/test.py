@@ -10,13 +10,13 @@ from mmdyt import compat
 
 compat.install()
 
-from mmengine.config import DictAction  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.config import DictAction
+from mmengine.runner import Runner
 
-from mmdyt.core.observe import complete_model, dynamic_branches  # noqa: E402
-from mmdyt.core.fit.request import RULES  # noqa: E402
-from mmdyt import preflight  # noqa: E402
-from mmdyt.engine.calibration import calibrate_host, check_request, sentence, unwrapped  # noqa: E402
+from mmdyt import preflight
+from mmdyt.core.fit.request import RULES, CalibrationRequest
+from mmdyt.core.observe import complete_model, dynamic_branches
+from mmdyt.engine.calibration import calibrate_host, sentence, unwrapped
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,21 +42,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def calibrate(runner: Runner, args: argparse.Namespace) -> None:
+def calibrate(runner: Runner, request: CalibrationRequest) -> None:
     """Set the thresholds for this test."""
     runner.load_or_resume()
     train = runner.build_dataloader(runner.cfg.train_dataloader)
-    found = calibrate_host(
-        unwrapped(runner.model),
-        train,
-        runner.test_loop.dataloader,
-        args.target_rate,
-        args.rule,
-        args.batches,
-        args.target_gmacs,
-        args.per_image,
-    )
-    runner.logger.info(f'Calibrated thresholds ({args.rule}): {sentence(found, args.target_rate)}')
+    found = calibrate_host(unwrapped(runner.model), train, runner.test_loop.dataloader, request)
+    runner.logger.info(f'Calibrated thresholds ({request.rule}): {sentence(found, request.target_rate)}')
 
 
 def main() -> None:
@@ -77,7 +68,7 @@ def main() -> None:
         calibrates = args.target_rate is not None or args.target_gmacs is not None
         if args.per_image and not calibrates:
             raise ValueError('--per-image must come with --target-rate or --target-gmacs, got neither.')
-        check_request(args.rule, args.target_rate, args.target_gmacs, args.batches)
+        request = CalibrationRequest(args.target_rate, args.rule, args.per_image, args.batches, args.target_gmacs)
         if calibrates:
             if any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks', [])):
                 raise ValueError('custom_hooks must hold no EMAHook for --target-rate and --target-gmacs, got one.')
@@ -92,7 +83,7 @@ def main() -> None:
             if getattr(args, option) and not dynamic_branches(runner.model):
                 raise ValueError(f'--{option.replace("_", "-")} must find dispatchers in the model, got none.')
         if calibrates:
-            calibrate(runner, args)
+            calibrate(runner, request)
     with complete_model(runner.model) if args.complete else nullcontext():
         runner.test()
     preflight.end_cpu_processes()

@@ -189,9 +189,8 @@ class CalibrationHook(Hook):
         host = unwrapped(runner.model)
         wanted_rate(host, self.request.target_rate)
         check_per_image(token_dispatchers(host), self.request.per_image)
-        if runner.iter == 0:  # an earlier calibration belongs to scores that training will change
-            sampling = {name: d for name, d in token_dispatchers(host).items() if d.noise}
-            set_threshold(sampling, 0.0)
+        sampling = {name: d for name, d in token_dispatchers(host).items() if d.noise}
+        set_threshold(sampling, 0.0)  # an earlier calibration belongs to scores that training will change
         with seeded():
             some_batches(runner.train_dataloader, _val_dataloader(runner), 1)  # better now than after the last step
 

@@ -16,9 +16,9 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.utils.data import DataLoader
 
 import mmdyt.models.classifier  # noqa: F401  repairs the wheels, registers
+from mmdyt.core.fit.calibrate import set_threshold, token_dispatchers
+from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.core.observe import dynamic_branches
-from mmdyt.core.fit.calibrate import token_dispatchers
-from mmdyt.core.fit.request import RULES
 from mmdyt.engine import CalibrationHook
 from mmdyt.engine.calibration import calibrate_host
 from mmdyt.engine.rng_state import get_random_states
@@ -174,19 +174,40 @@ def test_a_calibrated_run_that_goes_on_is_calibrated_anew(calibrated, run_tool, 
     assert thresholds(tmp_path / 'resumed' / 'iter_12.pth') == expected and 0.0 not in expected
 
 
-def test_training_that_goes_on_without_the_hook_forgets_the_thresholds(calibrated, run_tool, tiny_config, tmp_path):
-    args = '--work-dir', tmp_path, '--cfg-options', f'load_from={calibrated[0] / "iter_6.pth"}'
+def test_training_that_goes_on_without_the_hook_keeps_the_thresholds(calibrated, run_tool, tiny_config, tmp_path):
+    """No pass of training erases a calibration: who wants a new one says so."""
+    checkpoint = calibrated[0] / 'iter_6.pth'
+    args = '--work-dir', tmp_path, '--cfg-options', f'load_from={checkpoint}'
     run_tool('train', tiny_config, *args, 'train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1')
+    assert thresholds(tmp_path / 'iter_1.pth') == thresholds(checkpoint)
+
+
+def test_a_new_run_with_the_hook_starts_without_the_thresholds(calibrated, run_tool, tmp_path):
+    work_dir, config = calibrated
+    args = '--work-dir', tmp_path, '--cfg-options', f'load_from={work_dir / "iter_6.pth"}'
+    run_tool('train', config, *args, 'train_cfg.max_iters=2', 'default_hooks.checkpoint.interval=1')
     assert thresholds(tmp_path / 'iter_1.pth') == [0.0] * LAYERS
+    assert 0.0 not in thresholds(tmp_path / 'iter_2.pth')
+
+
+@pytest.mark.parametrize('noise', [True, False])
+def test_before_training_what_training_will_not_move_is_reset(noise):
+    """Without noise thresholds are part of training, and those of a run that goes on stay."""
+    backbone = CLASSIFIER['backbone'] | dict(dispatcher=dict(noise=noise))
+    model = build(CLASSIFIER | dict(backbone=backbone))
+    for dispatcher in token_dispatchers(model).values():
+        dispatcher.set_rule(2.0, 0.25)
+    CalibrationHook().before_train(make_runner(model))
+    found = {(d.threshold.item(), d.capacity) for d in token_dispatchers(model).values()}
+    assert found == ({(0.0, None)} if noise else {(2.0, 0.25)})
 
 
 def test_a_calibration_that_fails_loses_neither_training_nor_thresholds(monkeypatch, caplog):
     model, hook = build(CLASSIFIER), CalibrationHook()
-    for dispatcher in token_dispatchers(model).values():
-        dispatcher.threshold.fill_(2.0)
+    set_threshold(token_dispatchers(model), 2.0)
 
     def fail(host, *args, **options):
-        next(iter(token_dispatchers(host).values())).threshold.fill_(3.0)
+        next(iter(token_dispatchers(host).values())).set_rule(3.0)
         raise MemoryError('too large')
 
     monkeypatch.setattr('mmdyt.engine.calibration.calibrate_host', fail)
@@ -271,7 +292,7 @@ def test_images_of_every_host_decide(tiny_model_cfg, host, shapes, tokens, rule)
     seen = []
     first = next(iter(dynamic_branches(model).values()))
     first.dispatcher.register_forward_hook(lambda m, args, dispatch: seen.append(dispatch.patch_mask.numel()))
-    found = calibrate_host(model, loader(*shapes), None, 0.5, rule, num_batches=2)
+    found = calibrate_host(model, loader(*shapes), None, CalibrationRequest(0.5, rule, num_batches=2))
     assert list(found) == [f'backbone.layers.{i}.dynamic.mlp' for i in range(LAYERS)]
     assert sum(seen) >= 4 * tokens and sum(seen) % tokens == 0  # some passes over all images
     assert sum(branch.rate for branch in found.values()) / LAYERS == pytest.approx(0.5, abs=1.01 / tokens)
@@ -283,9 +304,8 @@ def test_images_are_prepared_as_for_a_test():
     mixed, plain = build(cfg), build(CLASSIFIER)
     assert mixed.data_preprocessor.batch_augments is not None and plain.data_preprocessor.batch_augments is None
     images = loader(*[(3, 32, 32)] * 8)
-    assert calibrate_host(mixed, images, None, 0.3, 'uniform', 2) == calibrate_host(
-        plain, images, None, 0.3, 'uniform', 2
-    )
+    request = CalibrationRequest(0.3, 'uniform', num_batches=2)
+    assert calibrate_host(mixed, images, None, request) == calibrate_host(plain, images, None, request)
 
 
 def test_the_choice_of_images_is_fixed_spread_and_as_large_as_asked():
@@ -298,7 +318,7 @@ def test_the_choice_of_images_is_fixed_spread_and_as_large_as_asked():
     images = loader(*[(3, 32, 32 + i) for i in range(100)], collate_fn=collate)
     for number in (3, 3, 1000):
         torch.manual_seed(number)
-        calibrate_host(build(CLASSIFIER), images, None, 0.5, 'uniform', number)
+        calibrate_host(build(CLASSIFIER), images, None, CalibrationRequest(0.5, 'uniform', num_batches=number))
     assert asked[:3] == asked[3:6] and [len(batch) for batch in asked[:3]] == [4, 4, 4]
     chosen = {width for batch in asked[:3] for width in batch}
     assert len(chosen) == 12 and max(chosen) > 32 + 75 and min(chosen) < 32 + 25  # lists may be sorted by class
@@ -314,15 +334,15 @@ def test_random_pipelines_give_the_same_images_and_leave_the_generators_alone():
 
     source = loader(*[(3, 32, 32)] * 8)
     images = DataLoader(Noisy(source.dataset), 4, collate_fn=source.collate_fn)
-    results = []
+    request, results = CalibrationRequest(0.3, 'rate_matched', num_batches=2), []
     for seed in (1, 2):
         random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
         model = build(CLASSIFIER)
         before = get_random_states()
-        results.append(calibrate_host(model, images, None, 0.3, 'rate_matched', 2))
+        results.append(calibrate_host(model, images, None, request))
         after = get_random_states()
         assert torch.equal(before.pop('torch'), after.pop('torch')) and before == after
-    assert results[0] == results[1] != calibrate_host(build(CLASSIFIER), source, None, 0.3, 'rate_matched', 2)
+    assert results[0] == results[1] != calibrate_host(build(CLASSIFIER), source, None, request)
 
 
 class Piped(list):
@@ -346,10 +366,11 @@ def test_images_take_the_pipeline_and_the_batches_of_validation():
     val.dataset.pipeline = crop
     model, batches = build(CLASSIFIER), []
     model.backbone.register_forward_hook(lambda m, args, output: batches.append(args[0].shape))
-    calibrate_host(model, train, val, 0.5, 'uniform', num_batches=2)
+    request = CalibrationRequest(0.5, 'uniform', num_batches=2)
+    calibrate_host(model, train, val, request)
     assert set(batches) == {(2, 3, 32, 32)} and len(batches) % 3 == 0
     assert len(set(widths)) == 6 and train.dataset.pipeline is dict
-    calibrate_host(model, train, DataLoader(source.dataset), 0.5, 'uniform', 2)  # a wrapper without a pipeline
+    calibrate_host(model, train, DataLoader(source.dataset), request)  # a wrapper without a pipeline
     assert len(widths) == 6 and batches[-1][3] > 32
 
 
@@ -357,7 +378,7 @@ def test_windows_of_a_test_are_calibrated_as_windows(tiny_model_cfg):
     slide = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
     model, shapes = tiny_segmentor(tiny_model_cfg | dict(test_cfg=slide)), set()
     model.backbone.register_forward_hook(lambda m, args, output: shapes.add(args[0].shape))
-    calibrate_host(model, loader(*[(3, 64, 96)] * 4), None, 0.5, 'uniform', 1)
+    calibrate_host(model, loader(*[(3, 64, 96)] * 4), None, CalibrationRequest(0.5, 'uniform', num_batches=1))
     assert shapes == {(4, 3, 64, 64)}
 
 

@@ -68,6 +68,33 @@ train_cfg = dict(max_iters=6, val_interval=3)
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 log_processor = dict(window_size=1)
 """
+TINY_CLS_CONFIG = """
+_base_ = [
+    '{root}/configs/_base_/models/dyt_vitb_cls.py',
+    '{root}/configs/_base_/datasets/cifar100_1k.py',
+    '{root}/configs/_base_/schedules/adamw_vtab1k.py',
+    '{root}/configs/_base_/runtime/mmpretrain.py',
+]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, **{arch}), img_size=32, patch_size=16, adapter=dict(bottleneck=4, scale=1.0),
+        init_cfg=dict(checkpoint='{pretrained}')),
+    head=dict(num_classes=3, in_channels=32))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(32, 32), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+dataset = dict(data_root='{data}', pipeline=pipeline)
+loader = dict(batch_size=6, num_workers=0, persistent_workers=False)
+train_dataloader = dict(dataset=dict(ann_file='train.txt', **dataset), **loader)
+val_dataloader = dict(dataset=dict(ann_file='test.txt', **dataset), **loader)
+test_dataloader = val_dataloader
+param_scheduler = [dict(type='LinearLR', start_factor=0.5, begin=0, end=1, convert_to_iter_based=True)]
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+train_cfg = dict(max_epochs=8, val_interval=8)
+default_hooks = dict(checkpoint=dict(interval=8), logger=dict(interval=1))
+"""
 
 
 @pytest.fixture(scope='session')
@@ -112,6 +139,27 @@ def tiny_config(tmp_path_factory, ade_root, pretrained) -> Path:
     """A config file: 6 iterations of Dynamic Tuning (DyT), a checkpoint and a validation after 3 and 6."""
     path = tmp_path_factory.mktemp('configs') / 'tiny.py'
     path.write_text(TINY_CONFIG.format(root=ROOT, arch=TINY_ARCH, data=ade_root, pretrained=pretrained))
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny_cls_config(tmp_path_factory, pretrained) -> Path:
+    """Three classes told apart by their colour, 18 training and 9 test images, lists of "path label"."""
+    import cv2
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp('cls')
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 18), ('test', 9)):
+        lines = []
+        for i in range(count):
+            image = rng.integers(0, 60, (20, 24, 3))
+            image[..., i % 3] += 180
+            cv2.imwrite(str(folder / f'{split}{i}.png'), image.astype(np.uint8))
+            lines.append(f'{split}{i}.png {i % 3}')
+        (folder / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+    path = folder / 'config.py'
+    path.write_text(TINY_CLS_CONFIG.format(root=ROOT, arch=TINY_ARCH, data=folder, pretrained=pretrained))
     return path
 
 

@@ -34,7 +34,8 @@ def read_method(name: str) -> dict:
     for folder in FOLDERS:
         if name and (folder / f'{name}.py').is_file():
             return Config.fromfile(folder / f'{name}.py', import_custom_modules=False).to_dict()
-    raise ValueError(f'--method must be among {known_methods()}, or several joined by +, got {name!r}.')
+    known = known_methods()
+    raise ValueError(f'--method must be among {known}, or several joined by +, got {name!r}.{near(name, known)}')
 
 
 def use_method(cfg: Config, method: str, options: Mapping | None = None) -> None:

@@ -9,8 +9,8 @@ import torch.nn as nn
 from mmengine.registry import MODELS
 from mmseg.structures import SegDataSample
 
-from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.engine.flops import FLOPsHook, find_host, part_macs
 
 C, HIDDEN, LAYERS, BOTTLENECK = 32, 64, 4, 4  # the tiny ViT
@@ -156,11 +156,27 @@ def test_masked_inference_skips_nothing(tiny_model_cfg):
 
 
 def test_the_complete_model_skips_nothing(tiny_model_cfg):
-    model = build(tiny_model_cfg)
+    """Nor does it ask its dispatchers, whose C multiply-adds a patch it is not billed for."""
+    model, images = build(tiny_model_cfg), torch.randn(1, 3, 64, 64)
     with complete_model(model):
-        report = evaluate(model, torch.randn(1, 3, 64, 64))
+        report = evaluate(model, images)
+        counted = count_macs(lambda: model.predict(images))
     assert report['activation_rate'] == 1
+    gates = LAYERS * 16 * C
+    assert report['gmacs_backbone'] * 1e9 == pytest.approx(macs_by_hand(16, [16] * LAYERS) - gates, rel=1e-12)
+    assert report['gmacs'] * 1e9 == pytest.approx(counted, rel=1e-12)
+
+
+def test_with_gradients_inference_skips_nothing(tiny_model_cfg):
+    """Saliency maps run the masked executor: rates are of the decisions, costs of what ran."""
+    model, images = build(tiny_model_cfg), torch.randn(2, 3, 64, 64)
+    packed, hook, runner, report = evaluate(model, images), FLOPsHook(), make_runner(model), {}
+    hook.before_val_epoch(runner)
+    hook.after_val_iter(runner, 0, outputs=model.predict(images))
+    hook.after_val_epoch(runner, report)
+    assert packed['activation_rate'] == report['activation_rate'] < 1
     assert report['gmacs_backbone'] * 1e9 == pytest.approx(macs_by_hand(16, [16] * LAYERS), rel=1e-12)
+    assert packed['gmacs_backbone'] < report['gmacs_backbone']
 
 
 def test_auxiliary_head_is_not_counted(tiny_model_cfg):

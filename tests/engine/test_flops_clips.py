@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 from test_flops import make_runner
 
 import mmdyt.models.recognizer  # noqa: F401  registers
-from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.macs import count_macs
+from mmdyt.core.observe import dynamic_branches
 from mmdyt.engine.flops import FLOPsHook
 
 # isort: split

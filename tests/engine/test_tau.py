@@ -11,9 +11,9 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub
 from mmengine.registry import HOOKS, MODELS
 
-from mmdyt.parts.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 from mmdyt.engine import TauScheduleHook
 from mmdyt.engine.tau import tau_at
+from mmdyt.parts.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
 
 CONFIG = """
 _base_ = '{base}'

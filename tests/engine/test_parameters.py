@@ -6,12 +6,21 @@ import torch.nn as nn
 from mmengine.registry import HOOKS
 
 import mmdyt.engine  # noqa: F401  registers
+from mmdyt.core.part import Delta, Dispatcher
+
+
+class Adapter(nn.Linear, Delta):
+    word = 'adapter'
+
+
+class Gate(nn.Linear, Dispatcher):
+    pass
 
 
 @pytest.mark.parametrize('wrap', [nn.Identity, nn.DataParallel])
 def test_the_report_says_what_is_tuned(caplog, wrap):
-    sizes = dict(base=500, adapter=30, dispatcher=10, head=40)
-    model = nn.ModuleDict({name: nn.Linear(1000, size, bias=False) for name, size in sizes.items()})
+    sizes = dict(base=(nn.Linear, 500), adapter=(Adapter, 30), dispatcher=(Gate, 10), head=(nn.Linear, 40))
+    model = nn.ModuleDict({name: kind(1000, size, bias=False) for name, (kind, size) in sizes.items()})
     model.base.requires_grad_(False)
     runner = SimpleNamespace(model=model if wrap is nn.Identity else wrap(model), logger=logging.getLogger('report'))
     with caplog.at_level(logging.INFO, logger='report'):

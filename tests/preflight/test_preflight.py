@@ -14,7 +14,9 @@ from mmengine.registry import MODELS
 
 from mmdyt import preflight
 from mmdyt.preflight.checkpoints import check_fit, check_resumable, read_tensors
+from mmdyt.preflight.datasets import check_data
 from mmdyt.preflight.names import check_types
+from mmdyt.preflight.processes import _replace_type
 
 ROOT = Path(__file__).parents[2]
 FORM = r'error: .*\S+ must .+, got .+'
@@ -228,29 +230,29 @@ def test_data_inside_wrappers_is_checked(ade_root, wrap, where):
         with pytest.raises(
             FileNotFoundError, match=re.escape(f'{where}.{key}') + r'(\.img_path)? must name an existing'
         ):
-            preflight.check_data(ConfigDict(wrap(dataset)), 'train')
-    preflight.check_data(ConfigDict(wrap(dict(data_root=str(ade_root)))), 'train')
+            check_data(ConfigDict(wrap(dataset)), 'train')
+    check_data(ConfigDict(wrap(dict(data_root=str(ade_root)))), 'train')
 
 
 def test_images_and_their_annotations_must_be_there(ade_root, tmp_path):
     folders = dict(img_path='images/training', seg_map_path='annotations/training')
     dataset = ConfigDict(type='mmseg.BaseSegDataset', data_root=str(ade_root), data_prefix=folders, img_suffix='.png')
-    preflight.check_data(dataset, 'train')
+    check_data(dataset, 'train')
     with pytest.raises(FileNotFoundError, match=r"train.img_suffix must end some file of .*, got '.jpg'"):
-        preflight.check_data(dataset | dict(img_suffix='.jpg'), 'train')
+        check_data(dataset | dict(img_suffix='.jpg'), 'train')
     with pytest.raises(FileNotFoundError, match='annotation for each of its 6 images, got none for 6, first .*0.tif'):
-        preflight.check_data(ConfigDict(dataset | dict(seg_map_suffix='.tif')), 'train')
+        check_data(ConfigDict(dataset | dict(seg_map_suffix='.tif')), 'train')
 
 
 def test_data_that_is_fetched_is_left_alone():
     import mmpretrain.datasets  # noqa: F401
 
-    preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no'), 'train')  # downloads by default
-    preflight.check_data(ConfigDict(type='mmpretrain.CustomDataset', data_root='s3://bucket/no'), 'train')
+    check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no'), 'train')  # downloads by default
+    check_data(ConfigDict(type='mmpretrain.CustomDataset', data_root='s3://bucket/no'), 'train')
     with pytest.raises(FileNotFoundError):
-        preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no', download=False), 'train')
+        check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root='/no', download=False), 'train')
     with pytest.raises(TypeError, match=r"train.data_root must be a string, got \['a'\]"):
-        preflight.check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root=['a']), 'train')
+        check_data(ConfigDict(type='mmpretrain.CIFAR10', data_root=['a']), 'train')
 
 
 def test_testing_needs_no_pretrained_file(tiny_config, trained, refused):
@@ -286,14 +288,14 @@ def test_a_scope_in_the_config_is_followed():
 
 def test_sync_bn_becomes_bn_without_gpus():
     model = dict(neck=dict(norm_cfg=dict(type='SyncBN')), heads=[dict(norm_cfg=dict(type='SyncBN'))])
-    assert preflight._replace_type(model, 'SyncBN', 'BN') == 2
+    assert _replace_type(model, 'SyncBN', 'BN') == 2
     assert model == dict(neck=dict(norm_cfg=dict(type='BN')), heads=[dict(norm_cfg=dict(type='BN'))])
 
 
 def test_data_prefix_may_be_one_folder(ade_root):
-    preflight.check_data(ConfigDict(data_root=str(ade_root), data_prefix='images'), 'train')
+    check_data(ConfigDict(data_root=str(ade_root), data_prefix='images'), 'train')
     with pytest.raises(FileNotFoundError, match='train.data_prefix must name an existing folder'):
-        preflight.check_data(ConfigDict(data_root=str(ade_root), data_prefix='no'), 'train')
+        check_data(ConfigDict(data_root=str(ade_root), data_prefix='no'), 'train')
 
 
 def test_show_dir_switches_the_hook_of_each_host_on():

@@ -1,5 +1,6 @@
 # make demo    draw a small data set, adapt a frozen ViT to it and show what is skipped
 # make test    run the tests; PYTEST_ARGS='-m slow', say, chooses others
+# make test-core  run the tests of core and parts in an environment that has torch and pytest and nothing else
 # make lint    check the code's style
 # make clean   remove the virtual environment and all caches
 #
@@ -9,6 +10,7 @@
 PYTHON ?= python3
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
+CORE_STAMP := .venv-core/.installed
 
 define WRONG_PYTHON
 mmdyt needs Python 3.10, 3.11, 3.12 or 3.13, and `$(PYTHON)` is none of these: $(shell $(PYTHON) --version 2>&1)
@@ -29,7 +31,7 @@ The installation failed; pip's message above says where. What helps, by cause:
 endef
 export WRONG_PYTHON NO_VENV INSTALL_FAILED
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-core lint clean
 
 demo: $(STAMP)
 	$(VENV_PYTHON) tools/demo.py
@@ -37,18 +39,26 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
+test-core: $(CORE_STAMP)
+	.venv-core/bin/python -m pytest tests/core tests/parts $(PYTEST_ARGS)
+
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check mmdyt tools tests configs setup.py
 	$(VENV_PYTHON) -m ruff format --check mmdyt tools tests setup.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-core build *.egg-info .pytest_cache .ruff_cache
 	find mmdyt tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV_PYTHON):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 		|| { echo "$$WRONG_PYTHON"; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$$NO_VENV"; exit 1; }
+
+$(CORE_STAMP): constraints.txt
+	@$(PYTHON) -m venv .venv-core || { echo "$$NO_VENV"; exit 1; }
+	@.venv-core/bin/python -m pip install $(PIP_ARGS) -c constraints.txt torch pytest || { echo "$$INSTALL_FAILED"; exit 1; }
+	@touch $@
 
 # Without the system's libGL the usual OpenCV cannot be loaded; its headless twin can.
 $(STAMP): setup.py constraints.txt | $(VENV_PYTHON)

@@ -1,7 +1,7 @@
 """mmpretrain's Vision Transformer with its branches dispatched. No ViT is copied: its layers are adopted."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.model import ModuleList
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
-from mmdyt.core.branch import INFERENCE, TRAINING, BranchRun
-from mmdyt.core.macs import Count, norm_macs
+from mmdyt.core.branch import INFERENCE, TRAINING
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -19,6 +18,7 @@ from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
+from mmdyt.models.vit_macs import ViTMacs
 from mmdyt.registry import MODELS
 
 register_parts()
@@ -33,7 +33,7 @@ def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
 
 
 @MODELS.register_module()
-class DyTVisionTransformer(Rewritable, VisionTransformer):
+class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     """Vision Transformer with parts: a frozen base, by default adapters and dispatched MLPs, Dynamic Tuning (DyT).
 
     Returns exactly what mmpretrain's ``VisionTransformer`` returns, in mmpretrain, mmseg and mmaction2. Masks, logits
@@ -231,85 +231,6 @@ class DyTVisionTransformer(Rewritable, VisionTransformer):
         )
         return self.pre_norm(self.drop_after_pos(x + positions)), grid
 
-    def num_patches(self, height: int, width: int) -> int:
-        """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""
-        conv, pad = self.patch_embed.projection, self.patch_embed.adaptive_padding
-        pad_h, pad_w = pad.get_pad_shape((height, width)) if pad else (0, 0)
-        sides = zip((height + pad_h, width + pad_w), conv.kernel_size, conv.stride, conv.padding, strict=True)
-        rows, columns = ((side + 2 * p - k) // s + 1 for side, k, s, p in sides)
-        return rows * columns
-
-    def macs(self, height: int, width: int, active: Mapping[str, Count]) -> Count:
-        """MACs of an image of ``height`` x ``width`` pixels in inference, from counts of active tokens.
-
-        Args:
-            height: Pixels.
-            width: Pixels.
-            active: Active tokens incl. prefix and prompts of each dispatched branch by module name, e.g.
-                ``layers.0.dynamic.mlp``; a tensor holds one count per image. Branches that are not named run all.
-
-        Raises:
-            ValueError: If an entry of ``active`` is no possible count.
-        """
-        patches = self.num_patches(height, width)
-        runs = {}
-        for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
-            read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
-            names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
-            counts = {site: active[name] for site, name in names.items() if name in active}
-            _check_counts(counts.values(), patches + prefix)
-            runs |= {names[site]: run for site, run in layer.expected(patches + prefix, prefix, counts, read).items()}
-        return self.macs_of(patches, runs)
-
-    def macs_at(self, height: int, width: int, rate: float) -> Count:
-        """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
-        patches = self.num_patches(height, width)
-        active = {
-            f'layers.{i}.dynamic.{site}': prefix + rate * patches
-            for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
-            for site, branch in layer.branches().items()
-            if branch.dispatcher is not None and branch.inference == 'packed'
-        }
-        return self.macs(height, width, active)
-
-    def prefixes(self) -> list[int]:
-        """Leading tokens that are no patches in each layer: the host's, and prompts."""
-        prefix, found = self.num_extra_tokens, []
-        for layer in self.layers:
-            for part in layer.steps('enter'):
-                prefix = self.num_extra_tokens + part.prompts() if part.prompts() else prefix
-            found.append(prefix)
-        return found
-
-    def macs_of(self, patches: int, runs: Mapping[str, BranchRun]) -> Count:
-        """MACs of an image from what the branches ran, by module name: the sum over the layers and what is around.
-
-        Args:
-            patches: Patch tokens N.
-            runs: Of one forward pass, as :func:`mmdyt.core.observe.record_dispatch` sees them.
-        """
-        total = self._outside_macs(patches)
-        for i, layer in enumerate(self.layers):
-            total = total + layer.macs({site: runs[f'layers.{i}.dynamic.{site}'] for site in layer.branches()})
-        return total
-
-    def _outside_macs(self, patches: int) -> int:
-        """MACs of patch embedding, norms outside the layers, and pooled norms."""
-        tokens = patches + self.num_extra_tokens
-        embed = patches * self.patch_embed.projection.weight.numel()
-        final = self.num_extra_tokens if self.skip_unread else tokens
-        norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * tokens
-        pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
-        return embed + norm_macs(norms + pooled, self.embed_dims)
-
-    def dense_macs(self, height: int, width: int) -> float:
-        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no parts, every token runs."""
-        patches = self.num_patches(height, width)
-        tokens = patches + self.num_extra_tokens
-        skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
-        skipped *= int(self.final_norm)
-        return self._outside_macs(patches) + skipped + sum(layer.dense_macs(tokens) for layer in self.layers)
-
 
 def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
     """Indices of layers, negative ones from the end; None is all.
@@ -323,13 +244,3 @@ def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
         if not (isinstance(layer, int) and -depth <= layer < depth):
             raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
     return sorted({layer % depth for layer in layers})
-
-
-def _check_counts(counts: Iterable[Count], tokens: int) -> None:
-    """Refuse counts of tokens that are impossible."""
-    for count in counts:
-        low, high = (count.min(), count.max()) if isinstance(count, Tensor) else (count, count)
-        if not (low >= 0 and high <= tokens):
-            raise ValueError(
-                f'active must hold counts in [0, {tokens}], got {low:g} to {high:g}. They include prefix tokens.'
-            )

@@ -1,0 +1,106 @@
+"""What a Vision Transformer of blocks costs, as the sum of what its blocks ran."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from mmdyt.core.branch import BranchRun
+from mmdyt.core.macs import Count, norm_macs
+
+
+class ViTMacs:
+    """Mixin that counts the multiply-adds of mmpretrain's ``VisionTransformer`` whose ``layers`` are blocks.
+
+    A layer costs what its branches ran: tokens, queries, keys and rows of the MLP, so layers may differ in any way.
+    """
+
+    skip_unread: bool
+
+    def num_patches(self, height: int, width: int) -> int:
+        """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""
+        conv, pad = self.patch_embed.projection, self.patch_embed.adaptive_padding
+        pad_h, pad_w = pad.get_pad_shape((height, width)) if pad else (0, 0)
+        sides = zip((height + pad_h, width + pad_w), conv.kernel_size, conv.stride, conv.padding, strict=True)
+        rows, columns = ((side + 2 * p - k) // s + 1 for side, k, s, p in sides)
+        return rows * columns
+
+    def macs(self, height: int, width: int, active: Mapping[str, Count]) -> Count:
+        """MACs of an image of ``height`` x ``width`` pixels in inference, from counts of active tokens.
+
+        Args:
+            height: Pixels.
+            width: Pixels.
+            active: Active tokens incl. prefix and prompts of each dispatched branch by module name, e.g.
+                ``layers.0.dynamic.mlp``; a tensor holds one count per image. Branches that are not named run all.
+
+        Raises:
+            ValueError: If an entry of ``active`` is no possible count.
+        """
+        patches = self.num_patches(height, width)
+        runs = {}
+        for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
+            read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
+            names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
+            counts = {site: active[name] for site, name in names.items() if name in active}
+            _check_counts(counts.values(), patches + prefix)
+            runs |= {names[site]: run for site, run in layer.expected(patches + prefix, prefix, counts, read).items()}
+        return self.macs_of(patches, runs)
+
+    def macs_at(self, height: int, width: int, rate: float) -> Count:
+        """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
+        patches = self.num_patches(height, width)
+        active = {
+            f'layers.{i}.dynamic.{site}': prefix + rate * patches
+            for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
+            for site, branch in layer.branches().items()
+            if branch.dispatcher is not None and branch.inference == 'packed'
+        }
+        return self.macs(height, width, active)
+
+    def prefixes(self) -> list[int]:
+        """Leading tokens that are no patches in each layer: the host's, and prompts."""
+        prefix, found = self.num_extra_tokens, []
+        for layer in self.layers:
+            for part in layer.steps('enter'):
+                prefix = self.num_extra_tokens + part.prompts() if part.prompts() else prefix
+            found.append(prefix)
+        return found
+
+    def macs_of(self, patches: int, runs: Mapping[str, BranchRun]) -> Count:
+        """MACs of an image from what the branches ran, by module name: the sum over the layers and what is around.
+
+        Args:
+            patches: Patch tokens N.
+            runs: Of one forward pass, as :func:`mmdyt.core.observe.record_dispatch` sees them.
+        """
+        total = self._outside_macs(patches)
+        for i, layer in enumerate(self.layers):
+            total = total + layer.macs({site: runs[f'layers.{i}.dynamic.{site}'] for site in layer.branches()})
+        return total
+
+    def _outside_macs(self, patches: int) -> int:
+        """MACs of patch embedding, norms outside the layers, and pooled norms."""
+        tokens = patches + self.num_extra_tokens
+        embed = patches * self.patch_embed.projection.weight.numel()
+        final = self.num_extra_tokens if self.skip_unread else tokens
+        norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * tokens
+        pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
+        return embed + norm_macs(norms + pooled, self.embed_dims)
+
+    def dense_macs(self, height: int, width: int) -> float:
+        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no parts, every token runs."""
+        patches = self.num_patches(height, width)
+        tokens = patches + self.num_extra_tokens
+        skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
+        skipped *= int(self.final_norm)
+        return self._outside_macs(patches) + skipped + sum(layer.dense_macs(tokens) for layer in self.layers)
+
+
+def _check_counts(counts: Iterable[Count], tokens: int) -> None:
+    """Refuse counts of tokens that are impossible."""
+    for count in counts:
+        low, high = (count.min(), count.max()) if isinstance(count, Tensor) else (count, count)
+        if not (low >= 0 and high <= tokens):
+            raise ValueError(
+                f'active must hold counts in [0, {tokens}], got {low:g} to {high:g}. They include prefix tokens.'
+            )

@@ -1,4 +1,6 @@
-"""Dynamic Tuning (DyT), ViT-Ti/16, UPerNet on CamVid; no number in the paper, the result is in docs/results.md.
+"""Dynamic Tuning (DyT), ViT-Ti/16, UPerNet on CamVid; no number in the paper.
+
+The result is in docs/results/runs.md.
 
 python tools/convert_timm_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
 python tools/train.py configs/dyt/upernet_vitti_camvid.py --amp

@@ -1,6 +1,6 @@
 """Dynamic Tuning (DyT), dispatchers fitted to evidence, ViT-Ti/16, UPerNet on CamVid; no number in the paper.
 
-The result is in docs/rate.md.
+The result is in docs/results/rate.md.
 
 python tools/train.py configs/dyt/upernet_vitti_evidence_camvid.py --amp
 """

@@ -1,6 +1,6 @@
 """Dynamic Tuning (DyT), dispatchers fitted to evidence, ViT-Ti/16, 1000 images of CIFAR-100; no number in the paper.
 
-The result is in docs/rate.md.
+The result is in docs/results/rate.md.
 
 python tools/train.py configs/dyt/vitti_evidence_cifar100_1k.py --amp
 """

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt import compat
+from mmdyt.preflight.methods import known_methods, read_method
 from mmdyt.preflight.names import check_types
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +82,14 @@ def test_ade20k_is_the_papers_recipe():
     assert (cfg.train_pipeline[2].scale, cfg.train_pipeline[2].ratio_range) == ((2048, 512), (0.5, 2.0))
 
 
-@pytest.mark.parametrize('path', BASES, ids=name)
+@pytest.mark.parametrize('path', [base for base in BASES if base.parent.name == 'methods'], ids=name)
+def test_a_base_of_a_method_is_a_word_and_short(path):
+    """Leaves need not name it: ``--method`` does."""
+    assert path.stem in known_methods() and 'method' in read_method(path.stem)
+    assert sum(bool(line.strip()) for line in path.read_text().splitlines() if not line.startswith('#')) <= 6
+
+
+@pytest.mark.parametrize('path', [base for base in BASES if base.parent.name != 'methods'], ids=name)
 def test_every_base_is_used(path):
     by_leaf = any(f'{path.parent.name}/{path.name}' in leaf.read_text() for leaf in LEAVES)
     assert by_leaf or any(f"'./{path.name}'" in base.read_text() for base in path.parent.glob('*.py'))

@@ -1,17 +1,70 @@
 """The arrows of the package: what may import what."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HOSTS = {'mmpretrain', 'mmseg', 'mmaction'}
+LIBRARIES = {'mmpretrain', 'mmseg', 'mmaction'}
 TASKS = {'classifier', 'segmentor', 'recognizer'}
 FILES = sorted((ROOT / 'mmdyt').rglob('*.py'))
+# what each area may import of the package, itself apart
+WITHIN = dict(
+    core=(),
+    parts=('mmdyt.core',),
+    hosts=('mmdyt.core',),
+    models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.registry', 'mmdyt.compat'),
+    engine=('mmdyt.core', 'mmdyt.registry'),
+    preflight=('mmdyt.core', 'mmdyt.registry'),
+    datasets=('mmdyt.registry',),
+    registry=(),
+    compat=(),
+)
+# and of OpenMMLab's libraries, by file, mmengine and mmcv apart
+OWN = {
+    'models/hosts/mmpretrain': 'mmpretrain',
+    'models/vit': 'mmpretrain',
+    'models/classifier': 'mmpretrain',
+    'models/segmentor': 'mmseg',
+    'models/recognizer': 'mmaction',
+    'datasets/svhn': 'mmpretrain',
+    'datasets/clips': 'mmaction',
+}
+STANDARD = {'math', 're', 'collections', 'contextlib', 'dataclasses', 'functools', 'typing'}
+# blocks what is built on OpenMMLab, then imports every module of core and parts, and all their tests
+BARE = """
+import importlib.util, pkgutil, sys
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        ours = name in ('mmdyt', 'mmap') or name.startswith(('mmdyt.core', 'mmdyt.parts'))
+        if name.startswith(('mm', 'cv2', 'torchvision', 'decord', 'timm')) and not ours:
+            raise ImportError(f'{name} must not be imported')
+
+sys.meta_path.insert(0, Blocked())
+import mmdyt.core, mmdyt.parts
+found = []
+for package in (mmdyt.core, mmdyt.parts):
+    for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
+        importlib.import_module(info.name)
+        found.append(info.name)
+tests = Path('tests')
+sys.path[:0] = [str(tests), *(str(tests / area) for area in ('core', 'core/fit', 'parts'))]
+for area in ('core', 'parts'):
+    for path in sorted((tests / area).rglob('test_*.py')):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        found.append(path.stem)
+print(*found)
+"""
 
 
 def imports(path: Path) -> set[str]:
+    """Modules that a file imports, and what it takes from packages."""
     found = set()
     package = ('.'.join(path.relative_to(ROOT).with_suffix('').parts)).rsplit('.', 1)[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -19,45 +72,53 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             prefix = package.split('.')[: len(package.split('.')) + 1 - node.level] if node.level else []
-            found.add('.'.join([*prefix, *([node.module] if node.module else [])]))
+            module = '.'.join([*prefix, *([node.module] if node.module else [])])
+            inner = {f'{module}.{alias.name}' for alias in node.names} if module == 'mmdyt' else set()
+            found |= inner or {module}
     return found
+
+
+def area(path: Path) -> str:
+    """Of a file; hosts are an area of their own within models."""
+    parts = path.relative_to(ROOT / 'mmdyt').with_suffix('').parts
+    return 'hosts' if parts[:2] == ('models', 'hosts') else parts[0]
+
+
+def of(name: str, packages) -> bool:
+    """Whether a module is one of some packages, or in one."""
+    return any(name == package or name.startswith(f'{package}.') for package in packages)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_arrows(path):
     names = imports(path)
     tops = {name.split('.')[0] for name in names}
-    within = {name for name in names if name.startswith('mmdyt')}
-    area = path.relative_to(ROOT / 'mmdyt').parts[0]
+    within = {name for name in names if of(name, ['mmdyt'])}
+    here, key = area(path), path.relative_to(ROOT / 'mmdyt').with_suffix('').as_posix()
     assert not tops & {'tools', 'configs', 'tests'}
-    if area == 'core':
-        assert not {t for t in tops if t.startswith('mm') and t != 'mmdyt'}
-        assert 'torchvision' not in tops and 'cv2' not in tops
-        assert all(name.startswith('mmdyt.core') for name in within)
-    if area == 'engine':
-        assert not tops & HOSTS
-        assert not {name for name in within if name.startswith(('mmdyt.models', 'mmdyt.datasets'))}
-    if area == 'datasets':
-        own = dict(svhn={'mmpretrain'}, clips={'mmaction'})
-        assert tops & HOSTS <= own.get(path.stem, set())
-        assert all(name == 'mmdyt.registry' or name.startswith('mmdyt.datasets') for name in within)
-    if area == 'models':
-        others = {f'mmdyt.models.{task}' for task in TASKS - {path.stem}}
-        assert not within & others
-        own = dict(
-            vit={'mmpretrain'},
-            encoder_layer={'mmpretrain'},
-            necks={'mmpretrain'},
-            classifier={'mmpretrain'},
-            segmentor={'mmseg'},
-            recognizer={'mmaction'},
-        )
-        assert tops & HOSTS <= own.get(path.stem, set())
-    if path.name == '__init__.py' and path.parent.name == 'mmdyt':
+    if here == '__init__':
         assert not names
+        return
+    own = 'mmdyt.models.hosts' if here == 'hosts' else f'mmdyt.{here}'
+    assert not {name for name in within if name != 'mmdyt' and not of(name, [own, *WITHIN[here]])}
+    assert tops & LIBRARIES <= {OWN.get(key)}
+    if here in ('core', 'parts'):
+        assert tops <= {'torch', 'mmdyt'} | STANDARD
+    if here == 'models':
+        assert not within & {f'mmdyt.models.{task}' for task in TASKS - {path.stem}}
 
 
-def test_core_imports_with_torch_alone():
-    core = set().union(*(imports(path) for path in FILES if 'core' in path.parts))
-    allowed = {'torch', 'mmdyt', 'math', 're', 'collections', 'contextlib', 'dataclasses', 'functools', 'typing'}
-    assert {name.split('.')[0] for name in core} <= allowed
+def test_core_and_parts_and_their_tests_import_on_bare_torch():
+    """In a process where nothing that is built on OpenMMLab can be imported."""
+    result = subprocess.run([sys.executable, '-c', BARE], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = set(result.stdout.split())
+    modules = [path for path in FILES if area(path) in ('core', 'parts') and path.stem != '__init__']
+    assert {'.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in modules} <= found
+    assert {'test_block', 'test_calibrate', 'test_dispatcher'} <= found
+
+
+def test_names_of_tests_are_unique():
+    """They are no packages: two of one name would be one module."""
+    stems = [path.stem for path in (ROOT / 'tests').rglob('*.py')]
+    assert len(set(stems)) == len(stems)

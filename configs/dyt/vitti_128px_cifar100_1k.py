@@ -2,6 +2,7 @@
 
 Small enough to compare methods on two processor cores; the result is in docs/methods.md.
 python tools/convert_timm_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
+python tools/train.py configs/dyt/vitti_128px_cifar100_1k.py
 python tools/compare.py configs/dyt/vitti_128px_cifar100_1k.py --methods linear adapter dyt evidence
 """
 

@@ -100,7 +100,8 @@ class Comparison:
             raise ValueError(f'--rounds must be at least 1, got {args.rounds}.')
         if args.work_dir.exists() and not args.work_dir.is_dir():
             raise ValueError(f'--work-dir must be a folder, got {args.work_dir}.')
-        self.load(None, args.seeds[0])
+        if self.load(None, args.seeds[0]).get('val_dataloader') is None:
+            raise ValueError(f'config must set val_dataloader, got none in {args.config}.')
 
     def run(self, method: str | None, seed: int | None, name: str = '', folder: str = '') -> Run:
         """A run as tools/train.py is told it; no method and no seed are the config's own."""

@@ -103,9 +103,19 @@ def test_training_benchmark_compares_in_one_run(tmp_path, config, run_tool, caps
     assert 'Training step, median of 3' in capsys.readouterr().out
 
 
+def test_training_benchmark_times_methods(tmp_path, config, run_tool):
+    file = tmp_path / 'steps.json'
+    words = ['adapter', 'lora,rank=2']
+    run_tool('benchmark_training', config, '--methods', *words, '--rounds', 1, '--json', file)
+    steps = json.loads(file.read_text())['steps']
+    assert [step['config'] for step in steps] == [f'{config} {word}' for word in words]
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
+        (['{config}', '--methods', 'lorra'], "got 'lorra'. Did you mean lora?"),
+        (['{config}', '--methods', 'lora,rnk=2'], "got 'rnk'. Did you mean rank?"),
         (['{config}', '--rounds', '0'], '--rounds must be at least 1, got 0.'),
         (['{config},model.target_rate'], 'configs must be CONFIG[,KEY=VALUE...], got '),
         (['{config},model.target_rate=50'], 'target_rate must lie in (0, 1], got 50.'),

@@ -94,13 +94,13 @@ def again(ran, world, run_tool, tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, 'run', run)
 
-    def call(*more) -> list[list[str]]:
+    def call(*more, fails=False) -> list[list[str]]:
         try:
             run_tool('vtab', world.config, *ran.options, '--work-dir', work_dir, *more)
         except SystemExit as stop:
-            assert stop.code == 1 and commands
+            assert stop.code == 1 and (fails or commands)
         else:
-            assert not commands
+            assert not fails and not commands
         return commands
 
     return call
@@ -159,6 +159,20 @@ def test_known_results_are_not_computed_again(again):
     assert [Path(command[4]).name for command in again()] == ['dtd']  # the one that failed
 
 
+@pytest.mark.parametrize('text', ['', '{"digest"', '[]', '{"digest": "a", "result": {"accuracy": 1.0}}'])
+def test_broken_results_are_computed_again(again, tmp_path, capsys, text):
+    (tmp_path / 'work_dir' / 'kitti' / 'result.json').write_text(text)
+    assert [Path(command[4]).name for command in again('--tasks', 'kitti', 'cifar')] == ['kitti']
+    assert re.search(r'^kitti: trains again, .*result\.json is ', capsys.readouterr().out, re.M)
+
+
+def test_a_run_that_diverged_has_no_accuracy(again, tmp_path, capsys):
+    file = tmp_path / 'work_dir' / 'kitti' / 'result.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(state='diverged')))
+    assert not again('--tasks', 'kitti', fails=True)
+    assert 'kitti: failed, its loss or a metric is not finite' in capsys.readouterr().err
+
+
 def test_known_results_fill_the_table(again, ran, capsys):
     again('--tasks', 'kitti', 'cifar')
     rows = [line for line in ran.out.splitlines() if re.match(r'(cifar|kitti) ', line)]
@@ -176,6 +190,7 @@ def test_known_results_fill_the_table(again, ran, capsys):
         (['--seed', '4'], ['randomness.seed=4']),
         (['--normalization', 'half'], ['model.data_preprocessor.normalization=half']),
         (['--amp'], ['--amp']),
+        (['--method', 'lora', '--method-options', 'rank=2'], ['--method', 'lora', '--method-options', 'rank=2']),
         (['--cfg-options', 'model.target_rate=0.7'], ['model.target_rate=0.7']),
     ],
     ids=lambda value: value[0],

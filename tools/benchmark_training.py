@@ -1,6 +1,6 @@
 """Time training steps of several configs in one run: interleaved, medians, as ratios to the first.
 
-python tools/benchmark_training.py configs/baselines/vitti_adapter_cifar100_1k.py configs/dyt/vitti_cifar100_1k.py \
+python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py \
     configs/dyt/vitti_cifar100_1k.py,model.backbone.training=masked --amp --rounds 7
 python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py --methods adapter lora,rank=4 dyt --amp
 """

@@ -55,6 +55,14 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
+def count_tuned_parts(model: nn.Module) -> dict[str, int]:
+    """Count the tuned parameters of each kind of part by its word; ``adapter`` and ``dispatcher`` are always there."""
+    counts = Counter(adapter=0, dispatcher=0)
+    for part in parts(model):
+        counts[part.word] += sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+    return dict(counts)
+
+
 def merge(model: nn.Module) -> list[str]:
     """Fold every rewrite that has a merged form into the frozen weights, which then do the same for less.
 

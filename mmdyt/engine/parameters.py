@@ -3,7 +3,7 @@
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
-from mmdyt.core.tuning import count_parameters
+from mmdyt.core.tuning import count_parameters, count_tuned_parts
 from mmdyt.registry import HOOKS
 
 
@@ -14,9 +14,11 @@ class ParameterReportHook(Hook):
     def before_train(self, runner) -> None:
         """Log one line."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        count = {part: number / 1e6 for part, number in count_parameters(model).items()}
-        rest = count['tuned'] - count['adapter'] - count['dispatcher']
+        count, tuned = count_parameters(model), count_tuned_parts(model)
+        rest = count['tuned'] - sum(tuned.values())
+        named = dict(adapters=tuned.pop('adapter'), dispatchers=tuned.pop('dispatcher')) | tuned
+        listed = ', '.join(f'{word} {number / 1e6:.3f}' for word, number in named.items())
         runner.logger.info(
-            f'Parameters (M): {count["tuned"]:.3f} tuned (adapters {count["adapter"]:.3f}, dispatchers '
-            f'{count["dispatcher"]:.3f}, everything else {rest:.3f}), {count["frozen"]:.3f} frozen.'
+            f'Parameters (M): {count["tuned"] / 1e6:.3f} tuned ({listed}, everything else {rest / 1e6:.3f}), '
+            f'{count["frozen"] / 1e6:.3f} frozen.'
         )

@@ -77,14 +77,14 @@ class EvidenceHook(Hook):
 
     1. Up to ``begin`` every token is active: the plain adapter is trained.
     2. What inactive tokens get is set to the mean update (:func:`mmdyt.core.fit.mean_update.fit_mean_updates`), if the
-       model has such a part; the gates are fitted in closed form (:func:`mmdyt.core.fit.evidence.fit_dispatchers`) on a few
-       batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to
+       model has such a part; the gates are fitted in closed form (:func:`mmdyt.core.fit.evidence.fit_dispatchers`) on a
+       few batches of training images; and from there to ``end`` the activation rate falls in a straight line from 1 to
        the target rate.
     3. At the target rate the rest of training runs as inference does.
 
     One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
     random, and no loss asks for the rate: the model wants ``rate_weight=0``, its dispatchers ``noise=False``, and
-    ``tuned=('adapter', )`` leaves the gates as they are fitted. Masks have the straight-through gradient of their
+    ``fitted=True``, which leaves the gates as they are. Masks have the straight-through gradient of their
     scores, which reaches the adapters of the layers below. Everything that a resumed run needs is in the checkpoint.
     A :class:`~mmdyt.engine.calibration.CalibrationHook` belongs behind this one.  # differs from paper: opt-in.
 

@@ -11,9 +11,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
-from mmdyt import compat
+from mmdyt import compat, preflight
 from mmdyt.core.tuning import count_parameters
-from mmdyt import preflight
 from mmdyt.preflight.datasets import check_data
 
 compat.install()

@@ -58,5 +58,6 @@ def test_it_is_behind_every_linear_and_norm_of_a_block():
 def test_the_published_start_is_drawn_around_the_identity():
     torch.manual_seed(0)
     part = SSF(4096, 4, official=True)
-    assert part.gamma.mean().item() == pytest.approx(1, abs=2e-3) and part.gamma.std().item() == pytest.approx(0.02, rel=0.05)
-    assert part.beta.mean().item() == pytest.approx(0, abs=2e-3) and part.beta.std().item() == pytest.approx(0.02, rel=0.05)
+    for parameter, mean in ((part.gamma, 1.0), (part.beta, 0.0)):
+        assert parameter.mean().item() == pytest.approx(mean, abs=2e-3)
+        assert parameter.std().item() == pytest.approx(0.02, rel=0.05)

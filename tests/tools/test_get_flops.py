@@ -99,8 +99,8 @@ def vitti_macs(adapters: int, read: bool) -> int:
 @pytest.mark.parametrize('read', [False, True])
 @pytest.mark.parametrize(('name', 'adapters'), [('linear', 0), ('adapter', 1)])
 def test_baselines_are_counted_with_every_token_active(count, name, adapters, read):
-    config = f'configs/baselines/vitti_{name}_cifar100_1k.py'
-    counts = count('--cfg-options', f'model.backbone.skip_unread={read}', config=config)
+    options = '--method', name, '--cfg-options', f'model.backbone.skip_unread={read}'
+    counts = count(*options, config='configs/dyt/vitti_cifar100_1k.py')
     assert counts['backbone'] == dict(macs=vitti_macs(adapters, read), dense_macs=vitti_macs(0, False))
     assert counts['params']['tuned'] == counts['params']['adapter'] + 193 * 100
 
@@ -122,7 +122,7 @@ def test_baselines_are_counted_with_every_token_active(count, name, adapters, re
         ),
         ((CONFIG, '--cfg-options', 'model.target_rate=50'), 'target_rate must lie in (0, 1], got 50.'),
         (
-            ('configs/baselines/vitti_linear_cifar100_1k.py', '--rate', '0.5'),
+            ('configs/dyt/vitti_cifar100_1k.py', '--method', 'linear', '--rate', '0.5'),
             '--rate must be left out for a model without dispatchers, got 0.5.',
         ),
         (('configs/demo/pretrain_shapes.py',), 'model must have a mmdyt.DyTVisionTransformer as its backbone'),

@@ -12,6 +12,7 @@ from .dispatch import Dispatch, every_token
 from .executors import EXECUTORS, Branch, read_prefix
 from .macs import Count
 from .part import PLACES, Delta, Dispatcher, Part
+from .part import parts as parts_of
 from .tokens import TokenState
 
 INFERENCE = ('packed', 'masked')
@@ -114,7 +115,7 @@ class DynamicBranch(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the start values of all parts anew."""
-        for part in self.children():
+        for part in parts_of(self):
             part.reset_parameters()
 
     def forward(self, x: Tensor, branch: Branch, state: TokenState | None = None) -> Tensor:

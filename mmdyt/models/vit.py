@@ -188,9 +188,13 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         return self
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of images, or of clips: their frames are folded into the batch."""
+        """Features of images, or of clips: their frames are folded into the batch, here or by a 2D recognizer."""
         if x.dim() != 5:
-            return self._forward_images(x, 1)
+            if len(x) % self.frames_per_clip:
+                raise ValueError(
+                    f'frames_per_clip must divide the frames of a batch, got {self.frames_per_clip} and {len(x)}.'
+                )
+            return self._forward_images(x, self.frames_per_clip)
         if self.frames_per_clip not in (1, x.shape[2]):
             raise ValueError(
                 f'frames_per_clip must be 1 or the {x.shape[2]} frames of a clip, got {self.frames_per_clip}.'

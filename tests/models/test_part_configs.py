@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn as nn
 from test_vit import TINY
 
 from mmdyt.core.part import Delta, Part, parts
@@ -160,3 +161,19 @@ def test_clips_of_another_length_than_a_mixture_are_refused():
     assert model(torch.randn(1, 3, 2, 32, 32))[0].shape == (1, 2, 17, 32)
     with pytest.raises(ValueError, match='frames_per_clip must be 1 or the 3 frames of a clip, got 2'):
         model(torch.randn(1, 3, 3, 32, 32))
+
+
+def test_frames_that_a_host_folded_into_the_batch_share_the_mixture_of_their_clip():
+    """As mmaction2's 2D recognizers fold them."""
+    model = build(adapter=dict(type='mmdyt.MoEAdapter', frames_per_clip=2), out_type='raw').eval()
+    for adapter in (part for part in parts(model) if isinstance(part, MoEAdapter)):
+        nn.init.normal_(adapter.up_weight)
+    clips = torch.randn(3, 3, 2, 32, 32)
+    with torch.no_grad():
+        (whole,) = model(clips)
+        (folded,) = model(clips.transpose(1, 2).flatten(0, 1))
+        (alone,) = model(clips.flip(0)[:1])
+    torch.testing.assert_close(folded.unflatten(0, (3, 2)), whole)
+    torch.testing.assert_close(alone[0], whole[2], rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match='frames_per_clip must divide the frames of a batch, got 2 and 5'):
+        model(torch.randn(5, 3, 32, 32))

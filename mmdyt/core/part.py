@@ -134,7 +134,9 @@ class Rewrite(Part):
             rows: Of ``'attn.qkv'``, some of ``'q'``, ``'k'``, ``'v'``, each on its own: ``'qv'``. None is one for all.
             **options: Of the constructor.
         """
-        for name in block.names(cls.targets if on is None else on, rows):
+        if on is None:
+            on = cls.targets if rows is None else 'attn.qkv'
+        for name in block.names(on, rows):
             out_features, in_features = block.widths(name)
             cls(out_features, in_features, **options).attach(block, name)
 

@@ -36,13 +36,13 @@ class Rewritable:
         Raises:
             ValueError: If there is no such module, or there are no such rows.
         """
-        found = []
+        found, wanted = [], [on] if isinstance(on, str) else list(on)
         frozen = self.frozen()
         linears = [name for name, module in frozen.items() if isinstance(module, nn.Linear)]
-        for name in [on] if isinstance(on, str) else on:
+        for name in wanted:
             if name in ('linears', 'all'):
-                wanted = linears if name == 'linears' else list(frozen)
-                found += [part for each in wanted for part in (thirds('qkv') if each == 'attn.qkv' else [each])]
+                group = linears if name == 'linears' else list(frozen)
+                found += [part for each in group for part in (thirds('qkv') if each == 'attn.qkv' else [each])]
             elif name == 'attn.qkv' and name in frozen and rows is not None:
                 found += thirds(rows)
             elif name in frozen or (name in thirds('qkv') and 'attn.qkv' in frozen):
@@ -53,6 +53,8 @@ class Rewritable:
                     f'{thirds("qkv")}.'
                 )
             # else another owner's: a norm of the backbone, say
+        if rows is not None and 'attn.qkv' not in wanted:
+            raise ValueError(f"rows must be left out (None) unless on names 'attn.qkv', got {rows!r} with on={on!r}.")
         return list(dict.fromkeys(found))
 
     def widths(self, name: str) -> tuple[int, int]:

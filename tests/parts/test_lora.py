@@ -67,6 +67,18 @@ def test_one_for_all_rows_has_as_many_parameters():
     assert sum(p.numel() for p in layer.dynamic.parameters()) == 8 * 16 + 48 * 8
 
 
+def test_rows_alone_are_those_of_queries_keys_and_values():
+    layer = PlainLayer()
+    LoRA.add_to(layer, rows='qkv')
+    assert list(layer.dynamic.attn.lora) == ['q', 'k', 'v']
+
+
+@pytest.mark.parametrize('on', ['linears', ('attn.proj', 'mlp.fc1')])
+def test_rows_of_nothing_are_refused(on):
+    with pytest.raises(ValueError, match=r"rows must be left out \(None\) unless on names 'attn.qkv', got 'qv'"):
+        LoRA.add_to(PlainLayer(), on=on, rows='qv')
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [

@@ -107,7 +107,7 @@ def test_two_processes_train_all_parts_at_once(tmp_path, tiny_config):
             "such as 'qv', got 'qx'",
         ),
         (
-            ['--method', 'lora', '--method-options', 'on=attn.norm'],
+            ['--method', 'lora', '--method-options', 'on=attn.norm', 'rows=None'],
             'linear layers for LoRA, got a LayerNorm',
         ),
         (['--method', 'lora', '--method-options', 'layers=[9]'], 'layers must hold indices below the depth 4, got 9'),

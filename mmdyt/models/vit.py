@@ -132,7 +132,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training)
             for i, layer in enumerate(self.layers)
         )
-        self.dynamic = nn.ModuleDict()
+        self.dynamic = _Outside()
 
     def _add_parts(self, configs: Sequence[Mapping]) -> None:
         """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
@@ -155,12 +155,6 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""
         final = {'norm.final': self.ln1} if self.final_norm else {}
         return {'embed.projection': self.patch_embed.projection} | final
-
-    def init_weights(self) -> None:
-        """As mmpretrain's; the parts outside the layers start as they are meant to."""
-        super().init_weights()
-        for part in parts_of(self.dynamic):
-            part.reset_parameters()
 
     def _check_unread_can_be_skipped(self) -> None:
         """Refuse ``skip_unread`` where something reads what would be skipped."""
@@ -234,6 +228,15 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             num_extra_tokens=self.num_extra_tokens,
         )
         return self.pre_norm(self.drop_after_pos(x + positions)), grid
+
+
+class _Outside(nn.ModuleDict):
+    """Rooms of the parts outside the layers."""
+
+    def init_weights(self) -> None:
+        """Undo what an ``init_cfg`` did to the parts; like every child, before pre-trained weights load."""
+        for part in parts_of(self):
+            part.reset_parameters()
 
 
 def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:

@@ -205,12 +205,14 @@ class TestTraining:
             assert branch.adapter.up.weight.eq(0).all() and branch.adapter.up.bias.eq(0).all()
             assert branch.dispatcher.gate.weight.std() < 0.1
 
-    def test_pretrained_adapters_survive_init_weights(self, tmp_path):
-        _, source = make_pair()
+    @pytest.mark.parametrize('more', [[], [dict(type='mmdyt.SSF', official=True)]])
+    def test_pretrained_parts_survive_init_weights(self, tmp_path, more):
+        arguments = dict(arch=TINY, img_size=32, patch_size=8, parts=more)
+        source = DyTVisionTransformer(**arguments)
         spread_masks(source)
         torch.save(source.state_dict(), tmp_path / 'tuned.pth')
         init = dict(type='Pretrained', checkpoint=str(tmp_path / 'tuned.pth'))
-        model = DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, init_cfg=init)
+        model = DyTVisionTransformer(**arguments, init_cfg=init)
         model.init_weights()
         for name, tensor in source.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name

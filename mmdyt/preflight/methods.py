@@ -16,6 +16,7 @@ BACKBONE = 'mmdyt.DyTVisionTransformer'
 PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')
 HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook')
+TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
 FILLED_IN = {'self', 'block', 'options', 'dim', 'out_features', 'in_features', 'patch_values', 'num_prefix_tokens'}
 SWITCHES = ('dispatch', 'training', 'inference', 'skip_unread')  # of the backbone, which a method leaves alone
 
@@ -144,4 +145,4 @@ def _keep_options(new: dict, old: Mapping) -> None:
     for name, kind in dict(adapter='mmdyt.Adapter', dispatcher='mmdyt.TokenDispatcher').items():
         before, after = old.get(name), new.get(name)
         if before and after and before.get('type', kind) == after.setdefault('type', kind):
-            new[name] = {**before, **after}
+            new[name] = {key: value for key, value in before.items() if key not in TRAINED} | after

@@ -55,6 +55,14 @@ def features(backbone, x=None):
     return backbone(images() if x is None else x)[-1]
 
 
+def test_dispatchers_that_a_config_fits_are_trained_by_a_method_that_trains_them():
+    cfg = Config(dict(model=dict(backbone=dict(type='mmdyt.DyTVisionTransformer', dispatcher=dict(tau=3.0)))))
+    use_method(cfg, 'evidence')
+    assert cfg.model.backbone.dispatcher == dict(type='mmdyt.TokenDispatcher', tau=3.0, noise=False, fitted=True)
+    use_method(cfg, 'dyt')
+    assert cfg.model.backbone.dispatcher == dict(type='mmdyt.TokenDispatcher', tau=3.0)
+
+
 @pytest.mark.parametrize('method', IDENTICAL)
 def test_a_fresh_one_is_the_pretrained_network(method):
     backbone, plain = build(method), build('linear')

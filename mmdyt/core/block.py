@@ -136,8 +136,9 @@ class Block(Rewritable, nn.Module):
         x = self.call('attn.norm', x)
         wanted = layout.queries(x)
         batch, tokens, width = wanted.shape
-        if layout.read is None:
+        if layout.read is None or self.rewrites('attn.qkv'):  # which are one linear layer
             query, key, value = self.project(x, 'qkv')
+            query = layout.queries(query)
         else:
             (query,), (key, value) = self.project(wanted, 'q'), self.project(x, 'kv')
         query, key, value = (self._heads(t) for t in (query, key, value))
@@ -182,9 +183,12 @@ class Block(Rewritable, nn.Module):
 
     def cost(self) -> BlockCost:
         """What this block costs for each of what it may run, parts included."""
-        query = self._linear_macs('attn.q') + self._linear_macs('attn.proj')
-        key = self._linear_macs('attn.k') + self._linear_macs('attn.v') + norm_macs(1, self.place.dim)
-        key += sum(part.macs_per_token() for part in self.rewrites('attn.qkv'))
+        query, key = self._linear_macs('attn.proj'), norm_macs(1, self.place.dim)
+        key += self._linear_macs('attn.k') + self._linear_macs('attn.v')
+        if whole := self.rewrites('attn.qkv'):
+            key += self._linear_macs('attn.q') + sum(part.macs_per_token() for part in whole)
+        else:
+            query += self._linear_macs('attn.q')
         mlp = [name for name, m in self.frozen().items() if name.startswith('mlp.') and isinstance(m, nn.Linear)]
         row = sum(self._linear_macs(name) for name in mlp) + norm_macs(1, self.place.dim)
         beside = {site: _beside(branch) for site, branch in self.branches().items()}

@@ -106,7 +106,7 @@ class Comparison:
     def run(self, method: str | None, seed: int | None, name: str = '', folder: str = '') -> Run:
         """A run as tools/train.py is told it; no method and no seed are the config's own."""
         args = self.args
-        head, options = split_word(method) if method else (None, ())
+        head, options = (None, ()) if method is None else split_word(method)
         seeds = [] if seed is None else [f'randomness.seed={seed}']
         return Run(name, args.config, args.work_dir / folder, (*args.cfg_options, *seeds), head, options, args.amp)
 

@@ -48,7 +48,7 @@ def load_config(args: Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = Config.fromfile(path, import_custom_modules=False)
     method, name = getattr(args, 'method', None), path.stem
-    if method:
+    if method is not None:
         use_method(cfg, method, args.method_options)
         name = f'{name}_{method.replace("+", "_")}'
         cfg.pop('work_dir', None)  # of the config's own method

@@ -97,6 +97,7 @@ def test_two_processes_train_all_parts_at_once(tmp_path, tiny_config):
     ('arguments', 'message'),
     [
         (['--method', 'lor'], '--method must be among'),
+        (['--method', ''], '--method must be among'),
         (['--method', 'lora+'], "or several joined by +, got ''"),
         (['--method', 'lora', '--method-options', 'rnk=4'], "got 'rnk'. Did you mean rank?"),
         (['--method', 'lora', '--method-options', 'rank=0'], 'rank must be a positive integer, got 0'),

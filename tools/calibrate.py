@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from mmdyt import preflight
 from mmdyt.core.fit.calibrate import Calibrated, check_per_image, set_threshold, token_dispatchers
 from mmdyt.core.fit.request import RULES, CalibrationRequest
+from mmdyt.core.part import Delta, Dispatcher
 from mmdyt.engine.calibration import calibrate_host, sentence, wanted_rate
 from mmdyt.engine.evidence import fit_host, fit_sentence
 from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors
@@ -77,9 +78,10 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
 
 
 def dispatcher_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a fit and a calibration set in the state of a model."""
-    parts = '.dispatcher.', '.substitute.'
-    return {name: tensor for name, tensor in model.state_dict().items() if any(part in name for part in parts)}
+    """What a fit and a calibration set in the state of a model: dispatchers, and what inactive tokens get."""
+    parts = {f'{name}.': module for name, module in model.named_modules() if isinstance(module, Delta | Dispatcher)}
+    chosen = tuple(name for name, part in parts.items() if isinstance(part, Dispatcher) or part.place == 'inactive')
+    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(chosen)}
 
 
 def fit(model: nn.Module, train: DataLoader, batches: int) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import load_tool
+
+from mmdyt.parts.mean_update import MeanUpdate
 
 LAYERS, PATCHES, WIDTH, HIDDEN = 4, 24, 32, 64  # the tiny ViT on validation images of 64 x 96
 BRANCHES = [f'backbone.layers.{i}.dynamic.mlp' for i in range(LAYERS)]
@@ -55,6 +58,23 @@ def refused(calibrate, tmp_path, capfd):
         return message
 
     return refuse
+
+
+class OwnMean(MeanUpdate):
+    """What inactive tokens get, under another word."""
+
+    word = 'own_mean'
+
+
+def test_what_a_fit_sets_is_found_by_what_parts_are_whatever_their_words():
+    from mmdyt.models import DyTVisionTransformer
+
+    arch = dict(embed_dims=32, num_layers=2, num_heads=2, feedforward_channels=64)
+    parts = [dict(type=OwnMean, site='mlp'), dict(type='mmdyt.LoRA')]
+    model = DyTVisionTransformer(arch=arch, img_size=32, patch_size=16, parts=parts)
+    kept = ('dispatcher.threshold', 'dispatcher.gate.weight', 'dispatcher.gate.bias', 'own_mean.value')
+    found = load_tool('calibrate').dispatcher_tensors(model)
+    assert set(found) == {f'layers.{i}.dynamic.mlp.{name}' for i in range(2) for name in kept}
 
 
 def test_only_the_thresholds_change(calibrate, trained):

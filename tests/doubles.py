@@ -102,9 +102,9 @@ class PlainLayer(Block):
         place = Place(dim, index=0, depth=1, prefix=prefix, patch_values=3 * 4 * 4)
         self.open(place, dispatch, inference, dict.fromkeys(('attn', 'mlp', 'layer'), training))
 
-    def frozen(self) -> dict[str, nn.Module]:
-        attn = {'attn.norm': self.ln1, 'attn.qkv': self.qkv, 'attn.proj': self.proj}
-        return attn | {'mlp.norm': self.ln2, 'mlp.fc1': self.fc1, 'mlp.fc2': self.fc2}
+    def paths(self) -> dict[str, str]:
+        attn = {'attn.norm': 'ln1', 'attn.qkv': 'qkv', 'attn.proj': 'proj'}
+        return attn | {'mlp.norm': 'ln2', 'mlp.fc1': 'fc1', 'mlp.fc2': 'fc2'}
 
     def feed_forward(self, x: Tensor) -> Tensor:
         return self.call('mlp.fc2', F.gelu(self.call('mlp.fc1', x)))

@@ -40,7 +40,7 @@ class Block(Rewritable, nn.Module):
     """A frozen block with rooms for parts; a library's layer names its modules and calls :meth:`open`.
 
     ``dynamic`` holds a :class:`~mmdyt.core.branch.DynamicBranch` for attention and MLP, one around both where the whole
-    layer is dispatched, and the token operations of each step. A library's layer defines :meth:`frozen`,
+    layer is dispatched, and the token operations of each step. A library's layer defines :meth:`paths`,
     :meth:`feed_forward` and :meth:`after_attention`.
     """
 
@@ -110,10 +110,11 @@ class Block(Rewritable, nn.Module):
         x = self.run('enter', x, state)
         if 'layer' in self.dynamic:
             x = self.dynamic['layer'](x, self.whole_layer, state)
+            state.prompts *= state.read is None  # else what is read is all that is left
         else:
             before = self._before_mlp(state)
             x = self.dynamic['attn'](x, self.attention, before)
-            state.prompts *= before.read is None  # else what is read is all that is left
+            state.prompts *= before.read is None  # as above
             x = self.run('mid', x, state)
             x = self.dynamic['mlp'](x, self.mlp, state)
         return self.run('leave', x, state)
@@ -149,7 +150,7 @@ class Block(Rewritable, nn.Module):
         """Some of queries, keys and values, (B, N, C) each, rewritten where parts say so."""
         names = thirds(rows)
         by_row = any(self.rewrites(name) for name in thirds('qkv'))
-        module, whole = self.frozen()['attn.qkv'], self.rewrites('attn.qkv')
+        module, whole = self.find('attn.qkv'), self.rewrites('attn.qkv')
         if not by_row and (whole or rows == 'qkv'):
             found = dict(zip(thirds('qkv'), self.call('attn.qkv', x).chunk(3, dim=-1), strict=True))
             return tuple(found[name] for name in names)

@@ -86,6 +86,8 @@ class Dispatcher(Part):
     adjustable: ClassVar[bool] = False  # whether it has a gate, and a rule that can be set: see TokenDispatcher
     per_token: ClassVar[bool] = True  # whether the tokens of an image are decided one by one
     num_prefix_tokens: int  # leading tokens of the host that are always active
+    noise: bool = False  # whether training samples, and reads no rule
+    rate: float | None = None  # of the active patch tokens, where it is fixed
 
     @classmethod
     def add_to(cls, block: Any, site: str | None = None, **options) -> None:

@@ -21,10 +21,19 @@ class Rewritable:
     """
 
     dynamic: nn.ModuleDict
+    _rewritten: frozenset[str] = frozenset()  # names with a rewrite: a pass asks for all of them
 
-    def frozen(self) -> Mapping[str, nn.Module]:
-        """The modules that can be rewritten, by ``<site>.<name>``."""
+    def paths(self) -> Mapping[str, str]:
+        """Where the modules are that can be rewritten, by ``<site>.<name>``: their paths within this one."""
         raise TypeError(f'{type(self).__name__} must name its frozen modules.')
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The modules that can be rewritten, by ``<site>.<name>``."""
+        return {name: self.get_submodule(path) for name, path in self.paths().items()}
+
+    def find(self, name: str) -> nn.Module:
+        """One of them, as it is now: quantisation, say, may have replaced it."""
+        return self.get_submodule(self.paths()[name])
 
     def names(self, on: str | Iterable[str], rows: str | None = None) -> list[str]:
         """Resolve the names and groups that a config has.
@@ -75,24 +84,26 @@ class Rewritable:
         if short in getattr(room, part.word):
             raise ValueError(f'parts must have words of their own at {name}, got two named {part.word!r}.')
         getattr(room, part.word)[short] = part
+        self._rewritten = self._rewritten | {name}
 
     def rewrites(self, name: str) -> list[Rewrite]:
-        """The rewrites of exactly this module, or these rows, in the order in which they were added."""
+        """The rewrites of exactly this module, or these rows, in the order in which their methods came to the site."""
+        if name not in self._rewritten:
+            return []
         site, _, short = name.partition('.')
         rooms = self.dynamic[site].children() if site in self.dynamic else ()
         return [room[short] for room in rooms if isinstance(room, nn.ModuleDict) and short in room]
 
     def call(self, name: str, x: Tensor) -> Tensor:
         """Run a frozen module, rewritten where parts say so."""
-        module = self.frozen()[name]
-        rewrites = self.rewrites(name)
+        module, rewrites = self.find(name), self.rewrites(name)
         return run_rewritten(rewrites, x, module.weight, module.bias) if rewrites else module(x)
 
     def merge(self) -> list[str]:
         """Fold the rewrites that have a merged form into the frozen weights; returns the names of the others."""
         left = []
         for name in [*self.frozen(), *thirds('qkv')]:  # the whole before its rows, as they run
-            rewrites = self.rewrites(name) if name.split('.')[0] in self.dynamic else []
+            rewrites = self.rewrites(name)
             if not all(part.merges() for part in rewrites):
                 left.append(name)
             elif rewrites:
@@ -108,7 +119,7 @@ class Rewritable:
         module.weight[rows] = weight
         if merged is not None:
             if module.bias is None:
-                module.bias = nn.Parameter(torch.zeros_like(module.weight[:, 0]), module.weight.requires_grad)
+                module.bias = nn.Parameter(module.weight.new_zeros(len(module.weight)), module.weight.requires_grad)
             module.bias[rows] = merged
         site, _, short = name.partition('.')
         for part in rewrites:
@@ -116,14 +127,15 @@ class Rewritable:
             del room[short]
             if not room:
                 delattr(self.dynamic[site], part.word)
+        self._rewritten = self._rewritten - {name}
 
     def locate(self, name: str) -> tuple[nn.Module, slice]:
         """The frozen module of a name, and which of its rows are meant."""
         if name in thirds('qkv'):
-            module = self.frozen()['attn.qkv']
+            module = self.find('attn.qkv')
             third, width = ROWS[name[-1]], len(module.weight) // 3
             return module, slice(third * width, (third + 1) * width)
-        return self.frozen()[name], slice(None)
+        return self.find(name), slice(None)
 
 
 def fold(rewrites: list[Rewrite], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -134,7 +146,10 @@ def fold(rewrites: list[Rewrite], weight: Tensor, bias: Tensor | None) -> tuple[
 
 
 def run_rewritten(rewrites: list[Rewrite], x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Run a linear or norm with its rewrites: the last one runs it, the ones before are merged."""
+    """Run a linear or norm with its rewrites: the last one runs it.
+
+    The ones before are merged into the weight, in training too: they have no dropout then.
+    """
     if not rewrites:
         return F.linear(x, weight, bias)
     *inner, last = rewrites

@@ -31,7 +31,9 @@ class TokenState:
         return replace(self, read=None)
 
     def insert(self, x: Tensor, prompts: Tensor) -> Tensor:
-        """Put prompts (m, C) into the place of the present ones, or after the prefix where there are none yet.
+        """Put prompts (m, C), or those of each image (B, m, C), into the place of the present ones.
+
+        Where there are none yet, they go behind the prefix.
 
         Shape:
             x (B, N, C) -> (B, N - present + m, C).

@@ -51,8 +51,8 @@ class DynamicModel:
                 raise ValueError(f'{name} must be at least 0, got {weight}.')
         super().__init__(**host)
         for name, branch in dynamic_branches(self).items():
-            fixed = getattr(branch.dispatcher, 'rate', target_rate)
-            if fixed != target_rate:
+            fixed = branch.dispatcher.rate
+            if fixed not in (None, target_rate):
                 raise ValueError(f'target_rate must be the rate {fixed} of {name}.dispatcher, got {target_rate}.')
         self.target_rate = target_rate
         self.rate_weight = rate_weight

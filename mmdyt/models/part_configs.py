@@ -23,13 +23,16 @@ def register_parts() -> None:
                 MODELS.register_module(module=found)
 
 
-def part_class(kind: str | type) -> type[Part]:
+def part_class(config: Mapping) -> type[Part]:
     """The class that a config of a part names.
 
     Raises:
         KeyError: If it is not registered.
-        ValueError: If it is no part.
+        ValueError: If it is no config, or names no part.
     """
+    kind = config.get('type') if isinstance(config, Mapping) else None
+    if not isinstance(kind, str | type):
+        raise ValueError(f'parts must hold configs with a type, got {config!r}.')
     found = MODELS.get(kind) if isinstance(kind, str) else kind
     if found is None:
         raise KeyError(f'parts.type must be a registered type, got {kind!r}.')

@@ -136,7 +136,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
 
     def _add_parts(self, configs: Sequence[Mapping]) -> None:
         """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
-        kinds = [part_class(config['type']) for config in configs]
+        kinds = [part_class(config) for config in configs]
         chosen = [_chosen(config.get('layers'), self.num_layers) for config in configs]
         options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
         for i, layer in enumerate(self.layers):
@@ -151,10 +151,9 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             if kind not in attached:
                 raise ValueError(f'parts must act somewhere in the network, got {dict(config)}, which does not.')
 
-    def frozen(self) -> Mapping[str, nn.Module]:
+    def paths(self) -> Mapping[str, str]:
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""
-        final = {'norm.final': self.ln1} if self.final_norm else {}
-        return {'embed.projection': self.patch_embed.projection} | final
+        return {'embed.projection': 'patch_embed.projection'} | ({'norm.final': 'ln1'} if self.final_norm else {})
 
     def _check_unread_can_be_skipped(self) -> None:
         """Refuse ``skip_unread`` where something reads what would be skipped."""
@@ -216,8 +215,10 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         """Patch tokens behind the class token, with positions, and their grid; as mmpretrain's."""
         conv, rewrites = self.patch_embed.projection, self.rewrites('embed.projection')
         weight, bias = fold(rewrites, conv.weight, conv.bias)
-        tensors = {'projection.weight': weight} | ({} if bias is None else {'projection.bias': bias})
+        tensors = {'projection.weight': weight} | ({} if conv.bias is None else {'projection.bias': bias})
         x, grid = functional_call(self.patch_embed, tensors, (x,)) if rewrites else self.patch_embed(x)
+        if conv.bias is None and bias is not None:
+            x = x + bias.to(x.dtype)  # a shift that the layer has no place for
         if self.cls_token is not None:
             x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
         positions = resize_pos_embed(
@@ -243,10 +244,12 @@ def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
     """Indices of layers, negative ones from the end; None is all.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If they are no list, or one is out of range.
     """
     if layers is None:
         return list(range(depth))
+    if not isinstance(layers, list | tuple | range) or not layers:
+        raise ValueError(f'layers must be a list of indices, or None for all, got {layers!r}.')
     for layer in layers:
         if not (isinstance(layer, int) and -depth <= layer < depth):
             raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')

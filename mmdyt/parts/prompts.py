@@ -57,7 +57,7 @@ class Prompts(TokenOp):
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Put the prompts into the sequence."""
-        return state.insert(x, self.dropout(self.tokens))
+        return state.insert(x, self.dropout(self.tokens.expand(len(x), -1, -1)))
 
     def prompts(self) -> int:
         """The number of prompts, m."""

@@ -39,12 +39,6 @@ class SSF(Rewrite):
         nn.init.normal_(self.gamma, mean=1.0, std=std)
         nn.init.normal_(self.beta, std=std)
 
-    def wrap(self, module: nn.Module) -> None:
-        """Also norms and convolutions; the shift of the latter merges into a bias, which must be there."""
-        if isinstance(module, nn.Conv2d) and module.bias is None:
-            raise ValueError('on must name layers with a bias for SSF, got a convolution without one.')
-        super().wrap(module)
-
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``gamma * f(x) + beta``."""
         y = self.plain(x, weight, bias)

@@ -33,7 +33,7 @@ def read_method(name: str) -> dict:
         ValueError: If there is no such method.
     """
     for folder in FOLDERS:
-        if name and (folder / f'{name}.py').is_file():
+        if name in {path.stem for path in folder.glob('*.py')}:
             return Config.fromfile(folder / f'{name}.py', import_custom_modules=False).to_dict()
     known = known_methods()
     raise ValueError(f'--method must be among {known}, or several joined by +, got {name!r}.{near(name, known)}')
@@ -42,8 +42,8 @@ def read_method(name: str) -> dict:
 def use_method(cfg: Config, method: str, options: Mapping | None = None) -> None:
     """Replace the method of a config; data, schedule, heads and the wanted rate stay.
 
-    What belongs to a method: the backbone's parts and what is tuned, the weights of the losses of Dynamic Tuning, and
-    the hooks that fit and calibrate. Options that the config has for a part of the same type (an adapter's bottleneck)
+    What belongs to a method: the backbone's parts and what is tuned, the hooks that fit and calibrate, and the weights
+    of losses that come with these. Options that the config has for a part of the same type (an adapter's bottleneck)
     are kept.
 
     Args:
@@ -66,8 +66,9 @@ def use_method(cfg: Config, method: str, options: Mapping | None = None) -> None
     for key in (*PARTS, 'parts', 'tuned'):
         backbone.pop(key, None)
     backbone.update(found['backbone'])
-    for key in WEIGHTS:
-        cfg.model.pop(key, None)
+    if any(hook.get('type') in HOOKS[:1] for hook in cfg.get('custom_hooks') or []):
+        for key in WEIGHTS:  # they were the evidence's
+            cfg.model.pop(key, None)
     if str(cfg.model.get('type', '')).startswith('mmdyt.'):
         cfg.model.update(found['model'])
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if hook.get('type') not in HOOKS]
@@ -84,6 +85,9 @@ def _joined(methods: list[dict]) -> dict:
             if key == 'parts' or (key == 'tuned' and isinstance(value, list)):
                 before = joined['backbone'].get(key) or []
                 value = before if isinstance(before, str) else [*before, *value]
+            before = joined['backbone'].get(key)
+            if isinstance(value, dict) and isinstance(before, dict) and before.get('type') == value.get('type'):
+                value = before | value
             if value is not None or key not in joined['backbone']:
                 joined['backbone'][key] = value
         joined['model'] |= found.get('method_model', {})
@@ -106,7 +110,8 @@ def _set_option(found: dict, key: str, value) -> None:
         configs = backbone.get('parts') or [c for c in (backbone.get(name) for name in PARTS) if c]
         takers = [config for config in configs if first in _arguments(config)]
         if path or not takers:
-            known = sorted({name for config in configs for name in _arguments(config)} | {*PARTS, *SWITCHES, 'tuned'})
+            own = {name for config in configs for name in _arguments(config)}
+            known = sorted(own | {*PARTS, *SWITCHES, *WEIGHTS, 'parts', 'tuned', 'target_rate', 'hooks'})
             raise ValueError(f'--method-options must name one of {known}, got {key!r}.{near(key, known)}')
         for config in takers:
             config[first] = value

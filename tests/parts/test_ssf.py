@@ -38,8 +38,6 @@ def test_it_merges_into_the_channels_of_a_convolution():
     weight, bias = part.merged(conv.weight, conv.bias)
     expected = part.gamma[:, None, None] * conv(x) + part.beta[:, None, None]
     torch.testing.assert_close(part.plain(x, weight, bias), expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match='on must name layers with a bias for SSF, got a convolution without one'):
-        SSF(6, 12).wrap(nn.Conv2d(3, 6, 2, bias=False))
 
 
 def test_it_is_behind_every_linear_and_norm_of_a_block():

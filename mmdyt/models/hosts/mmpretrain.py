@@ -40,6 +40,9 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         self.embed_dims = layer.embed_dims
         self.ln1, self.attn, self.ln2, self.ffn = layer.ln1, layer.attn, layer.ln2, layer.ffn
         self.num_heads, self.attn_drop = self.attn.num_heads, self.attn.attn_drop
+        self._ffn_steps = _ffn_steps(self.ffn)
+        attn = {'attn.norm': 'ln1', 'attn.qkv': 'attn.qkv', 'attn.proj': 'attn.proj', 'mlp.norm': 'ln2'}
+        self._paths = attn | {f'mlp.{name}': path for name, path in self._ffn_steps if name}
         mixing = 'masked' if training == 'split' else training
         alone = mixing if _drops_paths(self.ffn) else training
         self.open(place, dispatch, inference, dict(attn=mixing, mlp=alone, layer=mixing))
@@ -53,10 +56,9 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         for part in parts(self):
             part.reset_parameters()
 
-    def frozen(self) -> Mapping[str, nn.Module]:
-        """The modules that can be rewritten, by ``<site>.<name>``."""
-        attn = {'attn.norm': self.ln1, 'attn.qkv': self.attn.qkv, 'attn.proj': self.attn.proj, 'mlp.norm': self.ln2}
-        return attn | {f'mlp.{name}': module for name, module in _linears(self.ffn).items()}
+    def paths(self) -> Mapping[str, str]:
+        """Where the modules are that can be rewritten, by ``<site>.<name>``."""
+        return self._paths
 
     def after_attention(self, x: Tensor) -> Tensor:
         """Dropout, layer scale and drop path."""
@@ -69,23 +71,23 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
             gate, value = self.call('mlp.w12', x).chunk(2, dim=-1)
             x = self.call('mlp.w3', ffn.norm(F.silu(gate) * value))
         else:
-            names = iter(_linears(ffn))
-            for module in _steps(ffn.layers):
-                x = self.call(f'mlp.{next(names)}', x) if isinstance(module, nn.Linear) else module(x)
+            for name, path in self._ffn_steps:
+                x = self.call(f'mlp.{name}', x) if name else self.get_submodule(path)(x)
         return ffn.dropout_layer(ffn.gamma2(x))
 
 
-def _linears(ffn: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of an MLP: ``fc1``, ``fc2``, or of SwiGLU ``w12``, ``w3``."""
+def _ffn_steps(ffn: nn.Module) -> list[tuple[str, str]]:
+    """What an MLP runs one after the other: names of its linears, ``fc1``, ``fc2``, '' for others, and their paths."""
     if isinstance(ffn, SwiGLUFFN):
-        return dict(w12=ffn.w12, w3=ffn.w3)
-    linears = [module for module in _steps(ffn.layers) if isinstance(module, nn.Linear)]
-    return {f'fc{i}': module for i, module in enumerate(linears, 1)}
-
-
-def _steps(layers: nn.Sequential) -> list[nn.Module]:
-    """What an FFN runs one after the other; all but its last linear are in groups."""
-    return [step for group in layers for step in (group if isinstance(group, nn.Sequential) else [group])]
+        return [('w12', 'ffn.w12'), ('w3', 'ffn.w3')]
+    steps, linears = [], 0
+    for i, group in enumerate(ffn.layers):  # all but the last linear are in groups with what follows them
+        inner = group if isinstance(group, nn.Sequential) else None
+        for j, module in enumerate([group] if inner is None else inner):
+            linears += isinstance(module, nn.Linear)
+            name = f'fc{linears}' if isinstance(module, nn.Linear) else ''
+            steps.append((name, f'ffn.layers.{i}' if inner is None else f'ffn.layers.{i}.{j}'))
+    return steps
 
 
 def _drops_paths(branch: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmdyt.core.part import TokenOp
@@ -42,7 +43,7 @@ class Prompts(TokenOp):
             raise ValueError(f'dropout must lie in [0, 1), got {dropout}. It is a probability, not percent.')
         self.bound = math.sqrt(6 / (patch_values + dim))
         self.tokens = nn.Parameter(torch.empty(length, dim))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.reset_parameters()
 
     @classmethod
@@ -57,12 +58,13 @@ class Prompts(TokenOp):
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Put the prompts into the sequence."""
-        return state.insert(x, self.dropout(self.tokens.expand(len(x), -1, -1)))
+        tokens = self.tokens.expand(len(x), -1, -1)  # each image loses entries of its own
+        return state.insert(x, F.dropout(tokens, self.dropout, self.training))
 
     def prompts(self) -> int:
         """The number of prompts, m."""
         return len(self.tokens)
 
     def extra_repr(self) -> str:
-        """Show the number in ``print(model)``."""
-        return f'length={len(self.tokens)}'
+        """Show the options in ``print(model)``."""
+        return f'length={len(self.tokens)}, dropout={self.dropout}'

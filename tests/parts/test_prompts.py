@@ -84,12 +84,13 @@ def test_prompts_are_never_dispatched_or_counted():
     assert dispatch.patch_mask.shape == dispatch.logits.shape == (2, 6, 1)
 
 
-def test_dropout_falls_on_the_prompts_only():
+def test_dropout_falls_on_the_prompts_only_image_by_image():
     torch.manual_seed(0)
-    part, x = Prompts(DIM, PATCH, length=50, dropout=0.5).train(), torch.ones(1, 3, DIM)
+    part, x = Prompts(DIM, PATCH, length=50, dropout=0.5).train(), torch.ones(2, 3, DIM)
     nn.init.ones_(part.tokens)
     out = part(x, TokenState(prefix=1))
     assert set(out[:, 1:51].unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(out[0], out[1])
     assert out[:, :1].eq(1).all() and out[:, 51:].eq(1).all()
 
 

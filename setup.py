@@ -40,7 +40,7 @@ setup(
         'convert': convert,
         # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
         'lite': ['mmcv-lite>=2.0,<2.2'],
-        'test': [*convert, *pyav, 'pytest', 'ruff'],
+        'test': [*convert, *pyav, 'pytest', 'pytest-xdist', 'ruff'],
         'all': sorted({*cls, *seg, *video, *pyav, *convert}),
     },
 )

@@ -1,4 +1,4 @@
-"""What runs on a CPU runs on a GPU, and gives the same; skipped where there is none."""
+"""What runs on a CPU runs on a GPU, and gives the same: pytest -m gpu tests/models/test_cuda.py."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from test_methods import METHODS, build, features, images, learn
 from mmdyt.core.observe import complete_model, record_dispatch
 from mmdyt.core.tuning import merge
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')]
 
 DISPATCH = ['mlp', 'attn', 'attn_mlp', 'layer']
 
@@ -30,7 +30,7 @@ def test_features_masks_and_costs_are_those_of_the_cpu(method, dispatch, inferen
             out = backbone(images().to(device))[-1].cpu()
             whole = complete(backbone, images().to(device))
         masks = [dispatch.patch_mask.cpu() for dispatch in record.flat()]
-        macs = backbone.macs_of(16, {name: passes[0] for name, passes in record.runs.items()}).cpu()
+        macs = torch.as_tensor(backbone.macs_of(16, {name: p[0] for name, p in record.runs.items()})).cpu()
         found[device] = dict(out=out, whole=whole, masks=masks, macs=macs)
     torch.testing.assert_close(found['cuda'], found['cpu'], rtol=0, atol=1e-9)
 

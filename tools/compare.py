@@ -5,6 +5,7 @@ python tools/compare.py configs/dyt/vitti_cifar100_1k.py --methods linear lora,r
 
 import argparse
 import io
+import json
 import re
 import signal
 import sys
@@ -56,7 +57,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-timing', action='store_true', help='leave step times out')
     parser.add_argument('--rounds', type=int, default=7, help='timed steps of each method')
     parser.add_argument(
-        '--any-source', action='store_true', help="let results count that another state of mmdyt's source gave"
+        '--any-source',
+        action='store_true',
+        help="let results count that another state of mmdyt's source or other versions of its libraries gave",
     )
     parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings of the config, key=value')
     args = parser.parse_args()
@@ -94,8 +97,9 @@ class Comparison:
         args = self.args
         for name in ('methods', 'seeds'):
             given = getattr(args, name)
-            if twice := [value for value in given if given.count(value) > 1]:
-                raise ValueError(f'--{name} must differ, got {twice[0]} twice.')
+            alike = [sorted(str(value).split(',')) for value in given]  # the order of options makes no other method
+            if twice := [value for value, key in zip(given, alike, strict=True) if alike.count(key) > 1]:
+                raise ValueError(f'--{name} must differ, got {twice[-1]} twice.')
         if args.rounds < 1:
             raise ValueError(f'--rounds must be at least 1, got {args.rounds}.')
         if args.work_dir.exists() and not args.work_dir.is_dir():
@@ -123,7 +127,7 @@ class Comparison:
 
     def same(self, marks: Mapping, others: Mapping) -> bool:
         """Whether two fingerprints are of one comparison."""
-        free = {'source'} if self.args.any_source else set()
+        free = {'source', 'versions'} if self.args.any_source else set()
         return all(marks.get(key) == others.get(key) for key in {*marks, *others} - free)
 
     def do(self, method: str, seed: int, name: str) -> tuple[Outcome, bool]:
@@ -157,7 +161,7 @@ class Comparison:
         return run, marks
 
     def _ranked(self, file: Path, result: dict) -> int:
-        """How well a result has the settings of this comparison: 0 not, 1 but for the source, 2 wholly."""
+        """How well a result has the settings of this comparison: 0 not, 1 but for source and versions, 2 wholly."""
         if file not in self._rank:
             try:
                 marks = self.marks(result['about']['method'], result['about']['seed'])
@@ -203,8 +207,12 @@ def write(comparison: Comparison, times: Mapping[str, Mapping]) -> str:
     metric = choose_metric(trials)
     table = rows(trials, metric)
     failed = [f'{m} seed {s}: failed, {run.reason}' for (m, s), run in comparison.failed.items()]
-    sources = {result['marks']['source'] for result in comparison.results().values()}
+    results = comparison.results().values()
+    sources = {result['marks']['source'] for result in results}
+    machines = {json.dumps({key: result['about'].get(key) for key in ('device', 'versions')}) for result in results}
     mixed = [f"The results are of {len(sources)} states of mmdyt's source."] if len(sources) > 1 else []
+    if len(machines) > 1:
+        mixed.append(f'They are of {len(machines)} kinds of machine or versions of the libraries.')
     text = '\n\n'.join([to_markdown(table, metric), NOTE, *mixed, *failed])
     runs = {one.method: {seed: vars(run) for seed, run in sorted(one.runs.items())} for one in trials}
     content = dict(
@@ -215,6 +223,7 @@ def write(comparison: Comparison, times: Mapping[str, Mapping]) -> str:
         device=device_name(),
         versions=versions(comparison.load(None, None)),
         sources=sorted(sources),
+        machines=[json.loads(machine) for machine in sorted(machines)],
         metric=metric,
         methods=[row | dict(runs=runs[row['method']], timing=times.get(row['method'])) for row in table],
     )

@@ -140,6 +140,20 @@ def test_another_source_is_another_result_unless_any_will_do(compare, process, t
     assert "The results are of 2 states of mmdyt's source." in (tmp_path / 'out' / 'compare.md').read_text()
 
 
+def test_another_machine_is_told_and_other_versions_are_another_result(compare, process, tmp_path, monkeypatch):
+    from mmdyt.preflight import fingerprint
+
+    compare('linear')
+    monkeypatch.setattr(fingerprint, 'version', lambda package: '9.9')
+    compare('lora', '--any-source')
+    assert list(table(tmp_path / 'out')) == ['lora', 'linear']
+    assert 'They are of 2 kinds of machine' in (tmp_path / 'out' / 'compare.md').read_text()
+    machines = json.loads((tmp_path / 'out' / 'compare.json').read_text())['machines']
+    assert [machine['versions']['torch'] == '9.9' for machine in machines].count(True) == 1
+    compare('lora')
+    assert list(table(tmp_path / 'out')) == ['lora']
+
+
 def test_what_fails_is_told_and_the_others_go_on(compare, process, tmp_path, capsys):
     process.broken, process.diverged = {'linear'}, {'dyt'}
     assert compare('linear', 'dyt', 'lora') == 1
@@ -183,6 +197,7 @@ def test_a_broken_result_is_computed_again(compare, process, tmp_path, capsys):
         (['lora,rank'], 'lora,rank: --method must be among ['),
         (['lora,rank=0'], 'lora,rank=0: rank must '),
         (['lora', 'lora'], '--methods must differ, got lora twice.'),
+        (['lora,rank=2,scale=1', 'lora,scale=1,rank=2'], '--methods must differ, got lora,scale=1,rank=2 twice.'),
         (['lora', '--seeds', '1', '1'], '--seeds must differ, got 1 twice.'),
         (['lora', '--rounds', '0'], '--rounds must be at least 1, got 0.'),
         (['lora', '--cfg-options', 'train_cfg'], '--cfg-options must be key=value, got train_cfg.'),

@@ -95,6 +95,35 @@ optim_wrapper = dict(optimizer=dict(lr=1e-2))
 train_cfg = dict(max_epochs=8, val_interval=8)
 default_hooks = dict(checkpoint=dict(interval=8), logger=dict(interval=1))
 """
+TINY_VIDEO_CONFIG = """
+_base_ = [
+    '{root}/configs/_base_/models/dyt_vitb_video.py',
+    '{root}/configs/_base_/datasets/clips_224.py',
+    '{root}/configs/_base_/schedules/adamw_video.py',
+    '{root}/configs/_base_/runtime/mmaction.py',
+]
+model = dict(
+    backbone=dict(
+        arch=dict(_delete_=True, **{arch}), img_size=32, patch_size=16, adapter=dict(bottleneck=4, scale=1.0),
+        init_cfg=dict(checkpoint='{pretrained}')),
+    neck=dict(in_channels=32, aggregator=dict(num_heads=2)),
+    cls_head=dict(num_classes=3, in_channels=32, topk=(1, )))
+size = [dict(type='Resize', scale=(32, 32), keep_ratio=False)]
+train_pipeline = _base_.open_clip + _base_.uniform_frames + _base_.decode_clip + size + _base_.pack_clip
+crops = [dict(type='Resize', scale=(-1, 32)), dict(type='ThreeCrop', crop_size=32)]
+test_pipeline = _base_.open_clip + _base_.uniform_test_frames + _base_.decode_clip + crops + _base_.pack_clip
+dataset = dict(data_root='{data}', data_prefix=dict(video='videos'))
+loader = dict(num_workers=0, persistent_workers=False)
+train_dataloader = dict(batch_size=3, dataset=dict(ann_file='train.txt', pipeline=train_pipeline, **dataset), **loader)
+val_dataloader = dict(batch_size=2, dataset=dict(ann_file='val.txt', pipeline=test_pipeline, **dataset), **loader)
+test_dataloader = val_dataloader
+val_evaluator = dict(metric_options=dict(top_k_accuracy=dict(topk=(1, ))))
+test_evaluator = val_evaluator
+param_scheduler = [dict(type='LinearLR', start_factor=0.5, begin=0, end=1, convert_to_iter_based=True)]
+optim_wrapper = dict(optimizer=dict(lr=1e-2))
+train_cfg = dict(max_epochs=8, val_interval=8)
+default_hooks = dict(checkpoint=dict(interval=8), logger=dict(interval=1))
+"""
 
 
 @pytest.fixture(scope='session')
@@ -160,6 +189,27 @@ def tiny_cls_config(tmp_path_factory, pretrained) -> Path:
         (folder / f'{split}.txt').write_text('\n'.join(lines) + '\n')
     path = folder / 'config.py'
     path.write_text(TINY_CLS_CONFIG.format(root=ROOT, arch=TINY_ARCH, data=folder, pretrained=pretrained))
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny_video_config(tmp_path_factory, pretrained) -> Path:
+    """Three classes of clips told apart by their colour: 9 to train on, 6 to test on, of 12 frames of 40 x 32."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp('clips')
+    (folder / 'videos').mkdir()
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 9), ('val', 6)):
+        lines = []
+        for i in range(count):
+            frames = rng.integers(0, 60, (12, 32, 40, 3))
+            frames[..., i % 3] += 180
+            write_clip(folder / 'videos' / f'{split}{i}.mp4', frames.astype(np.uint8))
+            lines.append(f'{split}{i}.mp4 {i % 3}')
+        (folder / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+    path = folder / 'config.py'
+    path.write_text(TINY_VIDEO_CONFIG.format(root=ROOT, arch=TINY_ARCH, data=folder, pretrained=pretrained))
     return path
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -292,3 +293,21 @@ def trained(tmp_path_factory, tiny_config, run_tool) -> Path:
     work_dir = tmp_path_factory.mktemp('trained')
     run_tool('train', tiny_config, '--work-dir', work_dir)
     return work_dir
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print how the hostile inputs went, by their kind; see tests/hostile."""
+    reports = [report for reports in terminalreporter.stats.values() for report in reports]
+    pairs = [getattr(report, 'user_properties', []) for report in reports if getattr(report, 'when', '') == 'call']
+    went = Counter(value for properties in pairs for key, value in properties if key == 'hostile')
+    if not went:
+        return
+    outcomes = ('refused clearly', 'works', 'stops with a word', 'late or unclear', 'wrong or lost', 'endless')
+    lines = [['kind', 'tried', *outcomes]]
+    for kind in [*sorted({kind for kind, _ in went}), None]:
+        counts = [sum(n for (k, o), n in went.items() if kind in (k, None) and o == outcome) for outcome in outcomes]
+        lines.append([kind or 'all', str(sum(counts)), *map(str, counts)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    terminalreporter.section('hostile inputs')
+    for line in lines:
+        terminalreporter.line('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

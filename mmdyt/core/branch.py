@@ -8,7 +8,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .attention import Layout
-from .dispatch import Dispatch, every_token
+from .dispatch import Dispatch, every_token, with_broken_tokens
 from .executors import EXECUTORS, Branch, read_prefix
 from .macs import Count
 from .part import PLACES, Delta, Dispatcher, Part
@@ -159,9 +159,8 @@ class DynamicBranch(nn.Module):
         """What the dispatcher, or a rule from outside, decides."""
         if self.dispatcher is None:
             return every_token(x, state.prefix + state.prompts)
-        if self._rules:
-            return self._rules[-1](self.dispatcher, x, state)
-        return self.dispatcher(x, state)
+        decided = self._rules[-1](self.dispatcher, x, state) if self._rules else self.dispatcher(x, state)
+        return with_broken_tokens(decided, x)
 
     def _executor(self, dispatch: Dispatch) -> str:
         """Which executor runs now."""

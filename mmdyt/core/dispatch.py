@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -31,6 +32,23 @@ class Dispatch(NamedTuple):
 def every_token(x: Tensor, num_prefix_tokens: int) -> Dispatch:
     """The dispatch of the complete model on tokens ``x`` (B, N, C); its mask takes no memory."""
     return Dispatch(x.new_ones(()).expand(*x.shape[:2], 1), None, num_prefix_tokens, complete=True)
+
+
+def with_broken_tokens(dispatch: Dispatch, x: Tensor) -> Dispatch:
+    """The dispatch with every token active that is no number (NaN, infinite), whatever was decided about it.
+
+    Skipped, it would hide from the tokens that attend to active ones only: an image of NaN would get a finite score.
+
+    Args:
+        dispatch: What was decided about ``x``. Where it has logits, these tell which tokens are broken.
+        x: (B, N, C).
+    """
+    if dispatch.complete:
+        return dispatch
+    prefix = dispatch.num_prefix_tokens
+    told_by = x[:, prefix:] if dispatch.logits is None else dispatch.logits
+    broken = F.pad(~told_by.isfinite().all(dim=-1, keepdim=True), (0, 0, prefix, 0))
+    return dispatch._replace(mask=dispatch.mask.masked_fill(broken, 1.0))
 
 
 def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 import torch.nn as nn
 from mmengine.runner import CheckpointLoader
 
+from .finite import check_finite, check_finite_state
+
 
 def check_exists(name: str, path: str | None) -> None:
     """Refuse a local checkpoint file that does not exist; addresses are left to the loader."""
@@ -76,7 +78,7 @@ def check_resumable(path: str) -> None:
     """Refuse a checkpoint that training did not write, or whose config mmengine would execute on resuming.
 
     Raises:
-        ValueError: If it holds no state of training, or code.
+        ValueError: If it holds no state of training, or code, or is not finite.
     """
     checkpoint = read_checkpoint(path)
     missing = [part for part in ('meta', 'message_hub', 'optimizer') if part not in checkpoint]
@@ -85,6 +87,7 @@ def check_resumable(path: str) -> None:
             f'checkpoint must hold the state of training to resume from, got {path} without {", ".join(missing)}. '
             f'To start from its weights: --cfg-options load_from={path}'
         )
+    check_finite_state(checkpoint, path)
     if not _is_plain(checkpoint['meta'].get('config', '')):
         raise ValueError(f'checkpoint must hold a config of plain values, got code in that of {path}.')
 
@@ -111,7 +114,7 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
             dispatchers, necks and heads may be missing, and heads and final norms left over.
 
     Raises:
-        ValueError: Naming how many tensors are missing or unexpected or of another shape, and the first.
+        ValueError: Naming how many tensors are missing or unexpected or of another shape or not finite, and the first.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     errors: list[str] = []
@@ -130,6 +133,7 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
             f"checkpoint must fit the model, got {path}: of its {len(tensors)} and the model's {len(shapes)} "
             f'tensors {"; ".join(found)}.'
         )
+    check_finite(model, tensors, path)
 
 
 def _load(model: nn.Module, tensors: dict, errors: list[str]) -> tuple[list[str], list[str]]:

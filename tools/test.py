@@ -17,6 +17,7 @@ from mmdyt import preflight
 from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.engine.calibration import calibrate_host, sentence, unwrapped
+from mmdyt.engine.finite import watched
 
 
 def parse_args() -> argparse.Namespace:
@@ -84,7 +85,7 @@ def main() -> None:
                 raise ValueError(f'--{option.replace("_", "-")} must find dispatchers in the model, got none.')
         if calibrates:
             calibrate(runner, request)
-    with complete_model(runner.model) if args.complete else nullcontext():
+    with watched(runner), complete_model(runner.model) if args.complete else nullcontext():
         runner.test()
     preflight.end_cpu_processes()
 

@@ -13,6 +13,7 @@ from mmengine.config import DictAction  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
 from mmdyt import preflight  # noqa: E402
+from mmdyt.engine.finite import watched  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,7 +45,9 @@ def main() -> None:
             preflight.use_amp(cfg)
         preflight.set_resume(cfg, args.resume)
         preflight.check(cfg, loops=('train', 'val'))
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    with watched(runner):
+        runner.train()
     preflight.end_cpu_processes()
 
 

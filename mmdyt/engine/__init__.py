@@ -1,8 +1,9 @@
-"""Hooks of mmengine's runner: reports of cost and parameters, calibration, evidence, schedules, exact resuming."""
+"""Hooks of mmengine's runner: finite numbers, reports of cost and parameters, calibration, evidence, schedules, exact resuming."""
 
 from .calibration import CalibrationHook
 from .cpu_amp import CPUAmpOptimWrapper
 from .evidence import EvidenceHook
+from .finite import FiniteHook
 from .flops import FLOPsHook
 from .parameters import ParameterReportHook
 from .random_masks import RandomMasksHook
@@ -14,6 +15,7 @@ __all__ = [
     'CalibrationHook',
     'EvidenceHook',
     'FLOPsHook',
+    'FiniteHook',
     'ParameterReportHook',
     'RNGStateHook',
     'RandomMasksHook',

@@ -7,7 +7,8 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=20, ignore_last=False),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite=dict(type='mmdyt.FiniteHook'))
 custom_hooks = [
     dict(type='mmdyt.ParameterReportHook'),
     dict(type='mmdyt.FLOPsHook'),

@@ -7,6 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite=dict(type='mmdyt.FiniteHook'),
     visualization=dict(type='VisualizationHook', enable=False))
 custom_hooks = [
     dict(type='mmdyt.ParameterReportHook'),

@@ -7,6 +7,7 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000, max_keep_ckpts=2),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    finite=dict(type='mmdyt.FiniteHook'),
     visualization=dict(type='SegVisualizationHook'))
 custom_hooks = [
     dict(type='mmdyt.ParameterReportHook'),

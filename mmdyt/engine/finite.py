@@ -1,0 +1,217 @@
+"""Not a number is never a result: stop training that diverged, save nothing of it, and say which predictions are NaN."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import IterBasedTrainLoop
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from mmdyt.core.finite import named_tensors, not_finite, open_buffers
+from mmdyt.registry import HOOKS
+
+EXIT_CODE = 3  # of the tools, by which they know it from each other
+PREDICTIONS = ('pred', 'seg_logits')  # how the hosts' names of what a model predicts begin
+NAMED = 3  # samples in a message
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, a weight or a prediction is not a number."""
+
+
+@HOOKS.register_module()
+class FiniteHook(Hook):
+    """Stop training in the iteration whose loss is not finite, and name the last good checkpoint.
+
+    A checkpoint is good once the iteration after it had a finite loss. Weights and the optimizer's state are looked at
+    before each checkpoint and each validation: what is not finite is not saved. Distributed processes stop together.
+    Where predictions of a validation or test are NaN, the metrics count them as if they were some; they are named in
+    the log, and the run ends with an error once all its work is done and saved. A buffer may hold minus infinity: it
+    may be a threshold or an attention mask.
+
+    Args:
+        tolerate: How many losses in a row may be not finite, >= 0. For mixed precision in fp16, whose loss scaling
+            leaves such iterations out.
+
+    Raises:
+        ValueError: If the argument is out of range.
+    """
+
+    priority = 'BELOW_NORMAL'  # after the loss is logged, before anything is saved
+
+    def __init__(self, tolerate: int = 0):
+        if isinstance(tolerate, bool) or not isinstance(tolerate, int) or tolerate < 0:
+            raise ValueError(f'tolerate must be an integer of at least 0, got {tolerate!r}.')
+        self.tolerate = tolerate
+        self._in_a_row = 0
+        self._good: str | None = None
+        self._nan: list[str] = []  # predictions of the present evaluation, then of all processes
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Look at the losses, and where a checkpoint is due at the weights."""
+        losses = {name: torch.as_tensor(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        found = [f'{name}={_first_wrong(value)}' for name, value in losses.items() if not value.isfinite().all()]
+        if not _anywhere(found):
+            self._in_a_row, self._good = 0, runner.message_hub.get_info('last_ckpt')
+        else:
+            self._in_a_row += 1
+            message = f'loss must be finite, got {", ".join(found) or "another in another process"} {_where(runner)}'
+            if self._in_a_row > self.tolerate:
+                row = f', {self._in_a_row} in a row' if self.tolerate else ''
+                raise NotFiniteError(f'{message}{row}. {self._remedy()}')
+            runner.logger.warning(f'{message}, {self._in_a_row} of {self.tolerate} in a row that are tolerated.')
+        if self._saves(runner):
+            self._check_weights(runner)
+
+    def after_train_epoch(self, runner) -> None:
+        """Look at the weights, which may be saved now."""
+        self._check_weights(runner)
+
+    def before_val(self, runner) -> None:
+        """Look at the weights, which would give metrics all the same."""
+        self._check_weights(runner)
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Save nothing that is not finite, whoever saves."""
+        weights = not_finite(checkpoint['state_dict'].items(), open_buffers(_unwrapped(runner.model)))
+        self._refuse(runner, weights + not_finite(named_tensors(checkpoint.get('optimizer'), 'optimizer')))
+
+    def before_val_epoch(self, runner) -> None:
+        """Forget an earlier evaluation."""
+        self._nan = []
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Remember the samples whose prediction is NaN."""
+        for i, sample in enumerate(outputs or ()):
+            if any(tensor.isnan().any() for tensor in _predictions(sample)):
+                self._nan.append(sample_name(sample, batch_idx, i))
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Name them in the log."""
+        self._nan = list(dict.fromkeys(chain(*all_gather_object(self._nan))))  # samplers repeat some
+        if self._nan:
+            runner.logger.warning(f'Predictions are NaN for {listed(self._nan)}. The metrics above count them.')
+
+    def before_test_epoch(self, runner) -> None:
+        """As for validation."""
+        self.before_val_epoch(runner)
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """As for validation."""
+        self.after_val_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
+        """As for validation."""
+        self.after_val_epoch(runner, metrics)
+
+    def after_run(self, runner) -> None:
+        """End with an error where the last evaluation has such predictions."""
+        if self._nan:
+            raise NotFiniteError(f'predictions must be numbers, got NaN for {listed(self._nan)}.')
+
+    def _saves(self, runner) -> bool:
+        """Whether a checkpoint is due after this iteration."""
+        hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        return any(
+            hook.every_n_train_iters(runner, hook.interval, hook.save_begin)
+            or (hook.save_last and hook.is_last_train_iter(runner))
+            for hook in hooks
+        )
+
+    def _check_weights(self, runner) -> None:
+        """Refuse weights and a state of the optimizer that are not finite, in all processes alike."""
+        model = _unwrapped(runner.model)
+        found = not_finite(model.state_dict().items(), open_buffers(model))
+        self._refuse(runner, found + not_finite(_optimizer_tensors(runner.optim_wrapper)), together=True)
+
+    def _refuse(self, runner, found: list[str], together: bool = False) -> None:
+        if _anywhere(found) if together else found:
+            what = f'{len(found)} tensors, first {found[0]}' if found else 'tensors of another process'
+            raise NotFiniteError(
+                f'weights must be finite, got NaN or infinite values in {what}, {_where(runner)}. {self._remedy()}'
+            )
+
+    def _remedy(self) -> str:
+        """What is left, and what to do."""
+        there = self._good is not None and ('://' in self._good or Path(self._good).is_file())
+        left = f'The last good checkpoint is {self._good}' if there else 'There is no good checkpoint yet'
+        return f'{left}. Lower optim_wrapper.optimizer.lr; in fp16, let mmdyt.FiniteHook(tolerate=K) bear K in a row.'
+
+
+@contextmanager
+def watched(runner) -> Iterator[None]:
+    """Run with a :class:`FiniteHook`, be there one in the config or not; end with one message and exit code 3."""
+    if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
+        runner.register_hook(FiniteHook())
+    try:
+        yield
+    except NotFiniteError as error:
+        if os.environ.get('MMDYT_TRACEBACK'):
+            raise
+        if os.environ.get('LOCAL_RANK', '0') == '0':
+            print(f'error: {error}', file=sys.stderr)
+        sys.exit(EXIT_CODE)
+
+
+def sample_name(sample, batch_idx: int, index: int) -> str:
+    """The file that a prediction belongs to, or where it stands."""
+    where = f'sample {index} of batch {batch_idx}'
+    if not isinstance(sample, BaseDataElement):
+        return where
+    return next((sample.get(key) for key in ('img_path', 'filename') if isinstance(sample.get(key), str)), where)
+
+
+def listed(names: Sequence[str]) -> str:
+    """How many samples, and the first ones."""
+    more = ', ...' if len(names) > NAMED else ''
+    return f'{len(names)} sample{"s" * (len(names) != 1)}, {", ".join(names[:NAMED])}{more}'
+
+
+def _predictions(sample) -> Iterator[Tensor]:
+    """The floating tensors of a sample that the model predicted; labels may be anything."""
+    items = dict(sample.all_items()) if isinstance(sample, BaseDataElement) else sample
+    if isinstance(items, Mapping):
+        for name, value in items.items():
+            if str(name).startswith(PREDICTIONS):
+                value = dict(value.all_items()) if isinstance(value, BaseDataElement) else value
+                yield from (tensor for _, tensor in named_tensors(value) if tensor.is_floating_point())
+
+
+def _optimizer_tensors(wrapper) -> Iterator[tuple[str, Tensor]]:
+    """The state of all optimizers of a runner; nothing before they are built."""
+    wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    states = [list(one.optimizer.state.values()) for one in wrappers if hasattr(one, 'optimizer')]
+    return named_tensors(states, 'optimizer')
+
+
+def _anywhere(found: Sequence) -> bool:
+    """Whether something was found, in this process or another."""
+    flag = torch.tensor(float(bool(found)))
+    all_reduce(flag, 'max')
+    return bool(flag)
+
+
+def _first_wrong(value: Tensor) -> float:
+    return value[~value.isfinite()].flatten()[0].item()
+
+
+def _where(runner) -> str:
+    """The iteration that is done, as logs and checkpoints count it."""
+    done = runner.message_hub.get_info('iter')  # the runner's own would build what a test has no need of
+    if done is None:
+        return 'before training'
+    epoch = '' if isinstance(runner.train_loop, IterBasedTrainLoop) else f' (epoch {runner.epoch + 1})'
+    return f'in iteration {done + 1}{epoch}'
+
+
+def _unwrapped(model):
+    return model.module if is_model_wrapper(model) else model

@@ -35,6 +35,7 @@ from mmdyt.preflight.fingerprint import digest, fingerprint, versions
 
 TRAIN = Path(__file__).with_name('train.py')
 BASE = 'adapter'  # whose step time is 1
+NOT_FINITE = 'its loss or a metric is not finite'
 NOTE = (
     'Mean ± standard deviation over seeds. Tuned parameters are those of the backbone, the head comes on top. GMACs '
     "are MACs per sample (papers print them as FLOPs). Step time: of a training step, beside a plain adapter's."
@@ -147,7 +148,8 @@ class Comparison:
         found = train(run, marks, last_step(cfg), TRAIN, about)
         if found.state == 'failed':
             self.failed[method, seed] = found
-            print(f'{name}: failed, {found.reason}', file=sys.stderr, flush=True)
+        if found.state != 'done':
+            print(f'{name}: {found.state}, {found.reason or NOT_FINITE}', file=sys.stderr, flush=True)
         return found, False
 
     def _earlier(self, run: Run, method: str, seed: int, marks: dict) -> tuple[Run, dict]:

@@ -6,6 +6,7 @@ python tools/vtab.py configs/dyt/vitb_vtab1k.py [--root data/vtab-1k] [--tasks c
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
@@ -81,8 +82,8 @@ def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:
     return [task for task in there if not args.tasks or task in args.tasks]
 
 
-def run_task(args: argparse.Namespace, task: str) -> dict | None:
-    """The result of a task: from its file if nothing that matters has changed, else by training; None if it failed."""
+def run_task(args: argparse.Namespace, task: str) -> tuple[dict | None, str]:
+    """The result of a task, None if it failed, and its state: from its file if nothing has changed, else by training."""
     run = task_run(args, task)
     cfg = preflight.load_config(run.request())
     marks, last = fingerprint(cfg, args.amp), last_step(cfg)
@@ -94,10 +95,10 @@ def run_task(args: argparse.Namespace, task: str) -> dict | None:
     result = {name: found.metrics.get(key) for name, key in METRICS.items()}
     if found.state == 'done' and result['accuracy'] is not None:
         print(f'{task}: {result["accuracy"]:.2f} %', flush=True)
-        return result
+        return result, found.state
     reason = 'its loss or a metric is not finite' if found.state == 'diverged' else f'no accuracy of step {last}'
     print(f'{task}: failed, {found.reason or reason}', file=sys.stderr, flush=True)
-    return None
+    return None, found.state
 
 
 def summarize(results: dict[str, dict], groups: dict) -> dict:
@@ -114,7 +115,7 @@ def summarize(results: dict[str, dict], groups: dict) -> dict:
     )
 
 
-def report(results: dict[str, dict], summary: dict, groups: dict) -> str:
+def report(results: dict[str, dict], summary: dict, groups: dict, diverged: Sequence[str] = ()) -> str:
     """A table for people."""
 
     def cell(value: float | None, width: int, digits: int) -> str:
@@ -124,6 +125,7 @@ def report(results: dict[str, dict], summary: dict, groups: dict) -> str:
     for task, result in results.items():
         numbers = cell(result['accuracy'], 12, 2) + cell(result['activation_rate'], 8, 3) + cell(result['gmacs'], 10, 3)
         lines.append(f'{task:<24}{numbers}')
+    lines += [f'{task:<24}{"diverged":>12}' for task in diverged]
     means = {f'{name} ({len(groups[name])})': value for name, value in summary['groups'].items()}
     means[f'mean of {sum(map(len, groups.values()))} tasks'] = summary['mean_of_tasks']
     means['mean of group means'] = summary['mean_of_groups']
@@ -156,12 +158,13 @@ def main() -> None:
         groups = cfg.get('vtab_groups', {})
         tasks, ran_with = check_tasks(args, groups), settings(args, cfg)
     found = {task: run_task(args, task) for task in tasks}
-    results = {task: result for task, result in found.items() if result}
+    results = {task: result for task, (result, _) in found.items() if result}
+    diverged = [task for task, (_, state) in found.items() if state == 'diverged']
     summary = summarize(results, groups)
-    print('\n' + report(results, summary, groups))
+    print('\n' + report(results, summary, groups, diverged))
     failed = [task for task in tasks if task not in results]
     file = args.work_dir / 'vtab.json'
-    write_json(file, ran_with | dict(tasks=results, failed=failed) | summary)
+    write_json(file, ran_with | dict(tasks=results, failed=failed, diverged=diverged) | summary)
     print(f'Written to {file}.')
     if failed:
         sys.exit(1)

@@ -25,6 +25,8 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]], may_be_open: Container[str
 
 
 def _is_finite(tensor: Tensor, may_be_open: bool) -> bool:
+    if not isinstance(tensor, Tensor):
+        return True  # a state may hold more than tensors
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta or tensor.element_size() < 2:
         return True  # eight-bit floats know no isfinite
     tensor = tensor.detach()

@@ -1,4 +1,4 @@
-"""Hooks of mmengine's runner: finite numbers, reports of cost and parameters, calibration, evidence, schedules, exact resuming."""
+"""Hooks of mmengine's runner: reports of cost and parameters, calibration, evidence, schedules, resuming, safety."""
 
 from .calibration import CalibrationHook
 from .cpu_amp import CPUAmpOptimWrapper

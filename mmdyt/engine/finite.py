@@ -1,4 +1,4 @@
-"""Not a number is never a result: stop training that diverged, save nothing of it, and say which predictions are NaN."""
+"""Not a number is never a result: stop training that diverged, save none of it, name predictions that are NaN."""
 
 import os
 import sys

@@ -3,18 +3,22 @@
 import copy
 from collections import Counter
 from contextlib import ExitStack
+from itertools import chain
 
 import torch
 import torch.nn as nn
-from mmengine.dist import all_reduce
+from mmengine.dist import all_gather_object, all_reduce
 from mmengine.hooks import Hook
 from torch import Tensor
 
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import record_dispatch
+from mmdyt.engine.broken_logits import BrokenLogits
+from mmdyt.engine.finite import listed, sample_name
 from mmdyt.registry import HOOKS
 
 LAYER_RATE = 'activation_rate/'
+FOLLOW_MASKS = ('activation_rate', 'gmacs', 'gmacs_backbone', 'gmacs_view')  # which broken logits leave without meaning
 HEADS = ('decode_head', 'head', 'cls_head')  # mmseg, mmpretrain, mmaction2
 
 
@@ -91,6 +95,7 @@ class CostCounter:
         self._host = find_host(model)
         self._sums: Counter = Counter()
         self._part_macs: dict[tuple, dict[str, int]] = {}
+        self._broken = BrokenLogits()
         self._open = ExitStack()
 
     def __enter__(self) -> 'CostCounter':
@@ -109,6 +114,7 @@ class CostCounter:
         images = batch * (frames[0] if frames else 1)
         for name in self._record.names:
             (dispatch,) = self._record.dispatches[name]
+            self._broken.look(name, dispatch.logits)
             self._sums[f'active/{name}'] += dispatch.patch_mask.float().sum().item()
             self._sums[f'seen/{name}'] += dispatch.patch_mask.shape[0] * dispatch.patch_mask.shape[1]
         runs = {name: run for name, (run,) in self._record.runs.items()}
@@ -131,6 +137,17 @@ class CostCounter:
     def add_images(self, number: int) -> None:
         """Say how many images (or clips) the forward passes belong to: once each, however many windows they took."""
         self._sums['images'] += number
+
+    def add_samples(self, samples: list, batch_idx: int) -> None:
+        """As :meth:`add_images`, with what names the samples: those with broken logits will be told."""
+        self.add_images(len(samples))
+        self._broken.name([sample_name(sample, batch_idx, i) for i, sample in enumerate(samples)])
+
+    def broken(self) -> tuple[list[str], list[str]]:
+        """Samples and branches of all ranks whose logits are not finite; their masks and costs mean nothing."""
+        found = all_gather_object((self._broken.samples, self._broken.branches))
+        samples, branches = (dict.fromkeys(chain(*parts)) for parts in zip(*found, strict=True))
+        return list(samples), [label for name, label in branch_labels(self._record.names).items() if name in branches]
 
     def report(self) -> dict[str, float]:
         """Means over all images of all ranks; the names are those of :class:`FLOPsHook`."""
@@ -162,7 +179,8 @@ class FLOPsHook(Hook):
     FLOPs.
 
     A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
-    Without dispatchers (baselines) there are no rates to report, only GMACs.
+    Without dispatchers (baselines) there are no rates to report, only GMACs. Logits that are not finite decide nothing:
+    then neither a rate nor what follows from it is reported, and the log names the layers and samples.
 
     Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
     ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),
@@ -184,7 +202,7 @@ class FLOPsHook(Hook):
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Count the images of the batch."""
-        self._counter.add_images(len(outputs))
+        self._counter.add_samples(outputs, batch_idx)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Log, and add to the metrics."""
@@ -206,7 +224,15 @@ class FLOPsHook(Hook):
         """Into the log, the message hub and the metrics."""
         self._open.close()
         report = self._counter.report()
-        runner.logger.info(_sentence(report, getattr(find_host(runner.model), 'target_rate', None)))
+        samples, layers = self._counter.broken()
+        if layers:
+            report = {k: v for k, v in report.items() if k not in FOLLOW_MASKS and not k.startswith(LAYER_RATE)}
+            runner.logger.warning(
+                f'No activation rate and no GMACs: logits of {", ".join(layers)} are NaN or infinite for '
+                f'{listed(samples)}. Dense: {report["gmacs_dense"]:.3f} GMACs per sample.'
+            )
+        else:
+            runner.logger.info(_sentence(report, getattr(find_host(runner.model), 'target_rate', None)))
         for name, value in report.items():
             runner.message_hub.update_scalar(f'{mode}/{name}', value)
         if metrics is not None:

@@ -13,10 +13,12 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+
+from mmdyt.engine.finite import EXIT_CODE as NOT_FINITE
 
 FORMAT = 1  # of a result's file
 FILE, STARTED, OUTPUT = 'result.json', 'started.json', 'output.txt'
@@ -77,9 +79,9 @@ class Outcome:
     """What a run gave.
 
     Args:
-        state: ``'done'``, ``'diverged'`` (a metric or the last loss was not finite) or ``'failed'``.
-        metrics: Of the last validation; empty if it failed. Those that are not finite are None.
-        reason: Why it failed.
+        state: ``'done'``, ``'diverged'`` (a loss, weight, prediction or metric was not finite) or ``'failed'``.
+        metrics: Of the last validation; empty if it failed or was stopped. Those that are not finite are None.
+        reason: Why it failed or was stopped, as far as the run said.
         seconds: That it took; None if it failed.
     """
 
@@ -176,11 +178,11 @@ def train(run: Run, marks: Mapping[str, str], last: int | None, script: Path, ab
     start = time.monotonic()
     with output.open('a' if resume else 'w', encoding='utf-8') as file:
         code = subprocess.run(run.command(script, resume), stdout=file, stderr=subprocess.STDOUT).returncode
-    metrics = None if code else last_validation(run.folder, last)
+    metrics = {} if code == NOT_FINITE else None if code else last_validation(run.folder, last)
     if metrics is None:
         reason = _last_line(output) if code else f'its log has no validation of the last step{f", {last}" * bool(last)}'
         return Outcome('failed', {}, reason)
-    finite = all(map(math.isfinite, [*metrics.values(), last_loss(run.folder)]))
+    finite = not code and all(map(math.isfinite, [*metrics.values(), last_loss(run.folder)]))
     found = dict(
         format=FORMAT,
         run=dict(config=run.config, options=run.options, method=run.method, method_options=run.method_options),
@@ -192,7 +194,7 @@ def train(run: Run, marks: Mapping[str, str], last: int | None, script: Path, ab
         about=dict(about or {}),
     )
     write_json(run.folder / FILE, found)
-    return outcome(found)
+    return replace(outcome(found), reason=_last_line(output) if code else '')
 
 
 def last_step(cfg: Config) -> int | None:

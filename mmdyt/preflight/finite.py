@@ -20,17 +20,19 @@ def check_finite(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> 
 
 
 def check_finite_state(checkpoint: Mapping, path: str) -> None:
-    """Refuse a state of training whose optimizer is not finite.
+    """Refuse a state of training whose optimizer or averaged weights are not finite.
 
     Raises:
         ValueError: Naming how many tensors, and the first.
     """
-    _refuse(not_finite(named_tensors(checkpoint.get('optimizer'))), "of the optimizer's tensors", path)
+    averaged = checkpoint.get('ema_state_dict') or {}
+    found = not_finite(named_tensors(checkpoint.get('optimizer'), 'optimizer')) + not_finite(averaged.items(), averaged)
+    _refuse(found, "tensors of training's state", path)
 
 
 def _refuse(found: list[str], what: str, path: str) -> None:
     if found:
         raise ValueError(
-            f'checkpoint must hold finite numbers, got NaN or infinite values in {len(found)} {what}, first {found[0]}, '
-            f'of {path}. Training had diverged: take an earlier checkpoint.'
+            f'checkpoint must hold finite numbers, got NaN or infinite ones in {len(found)} {what}, first {found[0]}, of '
+            f'{path}. Training had diverged: take an earlier checkpoint.'
         )

@@ -83,7 +83,7 @@ def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:
 
 
 def run_task(args: argparse.Namespace, task: str) -> tuple[dict | None, str]:
-    """The result of a task, None if it failed, and its state: from its file if nothing has changed, else by training."""
+    """The result of a task, None if it failed, and its state: from its file if nothing changed, else by training."""
     run = task_run(args, task)
     cfg = preflight.load_config(run.request())
     marks, last = fingerprint(cfg, args.amp), last_step(cfg)

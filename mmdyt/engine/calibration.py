@@ -153,7 +153,8 @@ class CalibrationHook(Hook):
     Runs after the last step and before its checkpoint is saved and validated, in epoch- and iteration-based loops, on
     training images in the pipeline of validation; see :func:`calibrate_host`. Earlier checkpoints and validations have
     the thresholds of training: the paper's 0, also in a run that goes on from a calibrated checkpoint. In distributed
-    training the first process calibrates and sends the others what it set.  # differs from paper: opt-in.
+    training the first process calibrates and sends the others what it set. Where it fails, or training stops early, the
+    run ends with an error once all else is done and saved.  # differs from paper: opt-in.
 
     Args:
         rule: How the rate is divided among the branches, ``'rate_matched'``, ``'uniform'`` or ``'global'``; see
@@ -178,6 +179,7 @@ class CalibrationHook(Hook):
         per_image: bool = False,
     ):
         self.request = CalibrationRequest(target_rate, rule, per_image, num_batches)
+        self._failure = ''
 
     def before_train(self, runner) -> None:
         """Refuse what cannot be calibrated, images included."""
@@ -207,6 +209,16 @@ class CalibrationHook(Hook):
         """Say so where training was stopped before its last iteration."""
         if _unfinished(runner):
             runner.logger.warning('Training stopped early, without calibration. Calibrate with tools/calibrate.py.')
+            self._failure = 'training that stopped early'
+
+    def after_run(self, runner) -> None:
+        """End with an error where there is no calibration, once everything is saved."""
+        failure, self._failure = self._failure, ''
+        if failure:
+            raise RuntimeError(
+                f'calibration must succeed, got {failure}. The checkpoint is whole, but not calibrated: do it with '
+                'tools/calibrate.py.'
+            )
 
     def _calibrate(self, runner) -> None:
         """Set the same thresholds in all processes, and log what they give; whatever goes wrong, training is kept."""
@@ -221,11 +233,14 @@ class CalibrationHook(Hook):
                 decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
                 runner.logger.info(f'Calibrated thresholds ({self.request.rule}): {sentence(found, rate)}')
             except Exception as error:  # the weights are not saved yet
+                self._failure = f'{type(error).__name__}: {error}'
                 runner.logger.error(
                     f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do it '
                     'with tools/calibrate.py.'
                 )
-        broadcast_object_list(decisions)
+        told = [decisions, self._failure]
+        broadcast_object_list(told)
+        decisions, self._failure = told
         for dispatcher, (threshold, capacity) in zip(dispatchers, decisions, strict=True):
             dispatcher.set_rule(threshold, capacity)
 

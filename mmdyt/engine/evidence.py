@@ -185,7 +185,11 @@ class EvidenceHook(Hook):
         """Fit the gates, alike in all processes, and log what they explain."""
         # all processes, on the same batches: the losses of a host may wait for each other
         precision = partial(runner.optim_wrapper.optim_context, host)
-        explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
+        try:
+            explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
+        except Exception:
+            _save_as_it_is(runner)
+            raise
         for branch in dynamic_branches(host).values():
             for part in (branch.dispatcher, *branch.deltas('inactive')):
                 for parameter in part.parameters():
@@ -193,3 +197,10 @@ class EvidenceHook(Hook):
         if self.feature_weight:
             host.set_teacher(FeatureTeacher(host.backbone, self.feature_weight))
         runner.logger.info(fit_sentence(explained))
+
+
+def _save_as_it_is(runner) -> None:
+    """Keep what was trained before a fit that failed."""
+    done = dict(epoch=runner.epoch, iter=runner.iter)
+    runner.save_checkpoint(runner.work_dir, 'before_fit.pth', meta=done, by_epoch=False)
+    runner.logger.error(f'Fitting failed after {runner.iter} iterations. They are saved in before_fit.pth.')

@@ -32,8 +32,9 @@ class NotFiniteError(FloatingPointError):
 class FiniteHook(Hook):
     """Stop training in the iteration whose loss is not finite, and name the last good checkpoint.
 
-    A checkpoint is good once the iteration after it had a finite loss. Weights and the optimizer's state are looked at
-    before each checkpoint and each validation: what is not finite is not saved. Distributed processes stop together.
+    Weights and the optimizer's state are looked at before each checkpoint and each validation: what is not finite is
+    not saved. Finite weights may still be worth nothing, so a checkpoint that no finite loss followed is named together
+    with the one before. Distributed processes stop together.
     Where predictions of a validation or test are NaN, the metrics count them as if they were some; they are named in
     the log, and the run ends with an error once all its work is done and saved. A buffer may hold minus infinity: it
     may be a threshold or an attention mask.
@@ -67,7 +68,7 @@ class FiniteHook(Hook):
             message = f'loss must be finite, got {", ".join(found) or "another in another process"} {_where(runner)}'
             if self._in_a_row > self.tolerate:
                 row = f', {self._in_a_row} in a row' if self.tolerate else ''
-                raise NotFiniteError(f'{message}{row}. {self._remedy()}')
+                raise NotFiniteError(f'{message}{row}. {self._remedy(runner)}')
             runner.logger.warning(f'{message}, {self._in_a_row} of {self.tolerate} in a row that are tolerated.')
         if self._saves(runner):
             self._check_weights(runner)
@@ -137,13 +138,16 @@ class FiniteHook(Hook):
         if _anywhere(found) if together else found:
             what = f'{len(found)} tensors, first {found[0]}' if found else 'tensors of another process'
             raise NotFiniteError(
-                f'weights must be finite, got NaN or infinite values in {what}, {_where(runner)}. {self._remedy()}'
+                f'weights must be finite, got NaN or infinite values in {what}, {_where(runner)}. {self._remedy(runner)}'
             )
 
-    def _remedy(self) -> str:
+    def _remedy(self, runner) -> str:
         """What is left, and what to do."""
-        there = self._good is not None and ('://' in self._good or Path(self._good).is_file())
-        left = f'The last good checkpoint is {self._good}' if there else 'There is no good checkpoint yet'
+        last = runner.message_hub.get_info('last_ckpt')
+        there = [path for path in dict.fromkeys((last, self._good)) if path and ('://' in path or Path(path).is_file())]
+        left = f'The last good checkpoint is {there[0]}' if there else 'There is no checkpoint yet'
+        if there and there[0] != self._good:  # no iteration has shown yet what it is worth
+            left += f'; if that diverges too, {there[1]}' if there[1:] else '; if that diverges too, start anew'
         return f'{left}. Lower optim_wrapper.optimizer.lr; in fp16, let mmdyt.FiniteHook(tolerate=K) bear K in a row.'
 
 

@@ -46,6 +46,9 @@ class RandomMasksHook(Hook):
         names = branch_labels(list(dynamic_branches(backbone)))
         rates = {name: metrics.get(f'{LAYER_RATE}{label}') for name, label in names.items()}
         rates = {name: rate for name, rate in rates.items() if rate is not None}
+        if not rates:
+            runner.logger.warning('No second pass with random masks: no rate was measured.')
+            return
         again = Evaluator([metric for metric in loop.evaluator.metrics if not isinstance(metric, DumpResults)])
         again.dataset_meta = loop.evaluator.dataset_meta
         model = unwrapped(runner.model)

@@ -117,7 +117,9 @@ class FiniteHook(Hook):
     def after_run(self, runner) -> None:
         """End with an error where the last evaluation has such predictions."""
         if self._nan:
-            raise NotFiniteError(f'predictions must be numbers, got NaN for {listed(self._nan)}.')
+            raise NotFiniteError(
+                f'predictions must be numbers, got NaN for {listed(self._nan)}. Training diverged, or these are broken.'
+            )
 
     def _saves(self, runner) -> bool:
         """Whether a checkpoint is due after this iteration."""
@@ -136,9 +138,9 @@ class FiniteHook(Hook):
 
     def _refuse(self, runner, found: list[str], together: bool = False) -> None:
         if _anywhere(found) if together else found:
-            what = f'{len(found)} tensors, first {found[0]}' if found else 'tensors of another process'
+            what = f'{len(found)}, first {found[0]},' if found else 'some of another process'
             raise NotFiniteError(
-                f'weights must be finite, got NaN or infinite values in {what}, {_where(runner)}. {self._remedy(runner)}'
+                f'weights must be finite, got NaN or infinity in {what} {_where(runner)}. {self._remedy(runner)}'
             )
 
     def _remedy(self, runner) -> str:
@@ -176,7 +178,7 @@ def sample_name(sample, batch_idx: int, index: int) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """How many samples, and the first ones."""
-    more = ', ...' if len(names) > NAMED else ''
+    more = f' and {len(names) - NAMED} more' if len(names) > NAMED else ''
     return f'{len(names)} sample{"s" * (len(names) != 1)}, {", ".join(names[:NAMED])}{more}'
 
 

@@ -33,6 +33,6 @@ def check_finite_state(checkpoint: Mapping, path: str) -> None:
 def _refuse(found: list[str], what: str, path: str) -> None:
     if found:
         raise ValueError(
-            f'checkpoint must hold finite numbers, got NaN or infinity in {len(found)} {what}, first {found[0]}, of {path}.'
-            ' Training had diverged: take an earlier checkpoint.'
+            f'checkpoint must hold finite numbers, got NaN or infinity in {len(found)} {what}, first {found[0]}, of '
+            f'{path}. Training had diverged: take an earlier checkpoint.'
         )

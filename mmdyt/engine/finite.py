@@ -138,7 +138,7 @@ class FiniteHook(Hook):
 
     def _refuse(self, runner, found: list[str], together: bool = False) -> None:
         if _anywhere(found) if together else found:
-            what = f'{len(found)}, first {found[0]},' if found else 'some of another process'
+            what = f'{len(found)} of them, first {found[0]},' if found else 'some of another process'
             raise NotFiniteError(
                 f'weights must be finite, got NaN or infinity in {what} {_where(runner)}. {self._remedy(runner)}'
             )

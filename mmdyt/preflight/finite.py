@@ -16,7 +16,7 @@ def check_finite(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> 
     """
     known = model.state_dict()
     found = not_finite(((name, t) for name, t in tensors.items() if name in known), open_buffers(model))
-    _refuse(found, 'tensors', path)
+    _refuse(found, 'its weights', path)
 
 
 def check_finite_state(checkpoint: Mapping, path: str) -> None:
@@ -27,12 +27,12 @@ def check_finite_state(checkpoint: Mapping, path: str) -> None:
     """
     averaged = checkpoint.get('ema_state_dict') or {}
     found = not_finite(named_tensors(checkpoint.get('optimizer'), 'optimizer')) + not_finite(averaged.items(), averaged)
-    _refuse(found, "tensors of training's state", path)
+    _refuse(found, 'its state of training', path)
 
 
 def _refuse(found: list[str], what: str, path: str) -> None:
     if found:
         raise ValueError(
-            f'checkpoint must hold finite numbers, got NaN or infinity in {len(found)} {what}, first {found[0]}, of '
+            f'checkpoint must hold finite numbers, got NaN or infinity in {len(found)} of {what}, first {found[0]}: '
             f'{path}. Training had diverged: take an earlier checkpoint.'
         )

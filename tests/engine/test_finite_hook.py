@@ -186,7 +186,9 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_tested(tmp_path, name
     if not stops:
         runner.train()
         return
-    found = rf'^weights must be finite, got NaN or infinity in 1, first .*{name.rpartition(".")[2]}, in iteration '
+    found = (
+        rf'^weights must be finite, got NaN or infinity in 1 of them, first .*{name.rpartition(".")[2]}, in iteration '
+    )
     with pytest.raises(NotFiniteError, match=found):
         runner.train()
     assert not {'iter_2.pth', 'epoch_1.pth'} & {path.name for path in tmp_path.iterdir()}

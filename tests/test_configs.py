@@ -34,6 +34,12 @@ def test_config_parses_and_its_model_builds(path):
         MODELS.build(cfg.model)
 
 
+@pytest.mark.parametrize('path', LEAVES, ids=name)
+def test_a_run_without_numbers_is_stopped(path):
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    assert cfg.default_hooks.finite == dict(type='mmdyt.FiniteHook')
+
+
 @pytest.mark.parametrize('path', FILES, ids=name)
 def test_file_names_use_underscores_only(path):
     assert all(re.fullmatch(r'[a-z0-9_]+', part) for part in path.relative_to(ROOT).with_suffix('').parts)

@@ -215,6 +215,9 @@ def test_a_calibration_that_fails_loses_neither_training_nor_thresholds(monkeypa
     assert [d.threshold.item() for d in token_dispatchers(model).values()] == [2.0] * LAYERS
     (message,) = caplog.messages
     assert 'Calibration failed (MemoryError: too large)' in message and 'tools/calibrate.py' in message
+    with pytest.raises(RuntimeError, match='^calibration must succeed, got MemoryError: too large.'):
+        hook.after_run(None)
+    hook.after_run(None)  # said once
 
 
 def test_capacities_are_in_the_checkpoint_and_followed_by_tests(calibrated, run_tool, tiny_config, tmp_path):
@@ -416,3 +419,5 @@ def test_a_run_that_stops_early_says_that_it_is_not_calibrated(caplog):
     assert not caplog.messages
     hook.after_train(make_runner(build(CLASSIFIER), left=1))
     assert 'without calibration. Calibrate with tools/calibrate.py' in caplog.messages[0]
+    with pytest.raises(RuntimeError, match='^calibration must succeed, got training that stopped early.'):
+        hook.after_run(None)

@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 
 from mmdyt.engine import runs
+from mmdyt.engine.finite import EXIT_CODE
 from mmdyt.engine.runs import (
     Run,
     known,
@@ -176,6 +177,14 @@ def test_a_run_that_is_not_finite_diverged(run, process, rows):
     again = known(run, MARKS)
     assert again.state == 'diverged'
     assert all(value is None or abs(value) < 1e9 for value in again.metrics.values())
+
+
+def test_a_run_that_stopped_for_want_of_numbers_diverged_and_is_not_trained_again(run, process):
+    process.code, process.text = EXIT_CODE, 'error: loss must be finite, got loss=nan in iteration 2.\n'
+    found = train(run, MARKS, 2, SCRIPT)
+    assert (found.state, found.metrics) == ('diverged', {})
+    assert found.reason == 'error: loss must be finite, got loss=nan in iteration 2.'
+    assert known(run, MARKS).state == 'diverged'
 
 
 def checkpoint(folder, name):

@@ -10,13 +10,15 @@ from types import SimpleNamespace
 import pytest
 from conftest import load_tool
 
+from mmdyt.engine.finite import EXIT_CODE
+
 ACCURACY = {'linear': 60.0, 'lora': 73.0, 'dyt': 70.0, 'adapter': 74.0}
 
 
 @pytest.fixture
 def process(monkeypatch):
-    """In the place of the training: logs an accuracy; ``broken`` names what fails, ``diverged`` what ends in NaN."""
-    state = SimpleNamespace(ran=[], commands=[], broken=set(), diverged=set(), stop_at=None)
+    """In the place of the training: logs an accuracy; ``broken`` names what fails, the other sets what ends in NaN."""
+    state = SimpleNamespace(ran=[], commands=[], broken=set(), diverged=set(), stopped=set(), stop_at=None)
 
     def stand_in(command, stdout, **options):
         method = command[command.index('--method') + 1]
@@ -25,6 +27,9 @@ def process(monkeypatch):
             raise KeyboardInterrupt
         state.ran.append((method, seed))
         state.commands.append(command)
+        if method in state.stopped:
+            stdout.write('error: loss must be finite, got loss=nan in iteration 2.\n')
+            return SimpleNamespace(returncode=EXIT_CODE)
         if method in state.broken:
             stdout.write('Traceback\nRuntimeError: no memory\n')
             return SimpleNamespace(returncode=1)
@@ -164,6 +169,17 @@ def test_what_fails_is_told_and_the_others_go_on(compare, process, tmp_path, cap
     process.broken = set()
     assert compare('linear', 'dyt', 'lora') == 0
     assert process.ran[3:] == [('linear', 0)]
+
+
+def test_what_diverged_is_marked_and_not_averaged(compare, process, tmp_path, capsys):
+    process.stopped, process.diverged = {'lora'}, {'dyt'}
+    assert compare('lora', 'dyt', 'linear') == 0
+    err = capsys.readouterr().err
+    assert '[1/3] lora seed 0: diverged, error: loss must be finite, got loss=nan in iteration 2.\n' in err
+    assert '[2/3] dyt seed 0: diverged, its loss or a metric is not finite\n' in err
+    found = table(tmp_path / 'out')
+    assert [row[:2] for row in found.values()] == [['-', '0, 1 diverged'], ['-', '0, 1 diverged'], ['60.00', '1']]
+    assert compare('lora', 'dyt', 'linear') == 0 and len(process.ran) == 3  # a result, too
 
 
 def test_a_comparison_that_was_broken_off_goes_on(compare, process, tmp_path, capsys):

@@ -170,7 +170,11 @@ def test_a_run_that_diverged_has_no_accuracy(again, tmp_path, capsys):
     file = tmp_path / 'work_dir' / 'kitti' / 'result.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(state='diverged')))
     assert not again('--tasks', 'kitti', fails=True)
-    assert 'kitti: failed, its loss or a metric is not finite' in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert 'kitti: failed, its loss or a metric is not finite' in err
+    assert re.search(r'^kitti +diverged$', out, re.M) and re.search(r'^mean of 19 tasks +-$', out, re.M)
+    report = json.loads((tmp_path / 'work_dir' / 'vtab.json').read_text())
+    assert report['diverged'] == report['failed'] == ['kitti'] and not report['tasks']
 
 
 def test_known_results_fill_the_table(again, ran, capsys):

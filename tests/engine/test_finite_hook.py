@@ -272,6 +272,26 @@ def test_tools_watch_any_run_and_end_with_one_line(capsys, monkeypatch):
         raise NotFiniteError
 
 
+@pytest.mark.parametrize(
+    ('broken', 'message'),
+    [
+        (1, '^loss must be finite, got another in another process in iteration 1. '),
+        (2, '^weights must be finite, got NaN or infinity in some of another process in iteration 1. '),
+    ],
+)
+def test_a_process_stops_where_another_one_has_no_numbers(tmp_path, monkeypatch, broken, message):
+    asked = []
+
+    def stand_in(flag, op):
+        asked.append(op)
+        flag += len(asked) == broken
+
+    monkeypatch.setattr('mmdyt.engine.finite.all_reduce', stand_in)
+    with pytest.raises(NotFiniteError, match=message):
+        make_runner(tmp_path, [1, 1]).train()
+    assert asked == ['max'] * broken and not list(tmp_path.glob('*.pth'))
+
+
 def test_a_host_without_checkpoints_or_losses_trains(tmp_path):
     hook = FiniteHook()
     runner = make_runner(tmp_path, [1, 1])

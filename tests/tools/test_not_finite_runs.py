@@ -62,6 +62,7 @@ def test_weights_that_overflow_give_no_metrics_without_a_word(run_tool, tiny_con
     assert 'activation_rate' not in json.loads(file.read_text())  # the metrics are saved all the same
 
 
+@pytest.mark.slow
 def test_all_processes_stop_in_the_iteration_in_which_one_has_no_loss(tiny_config, tmp_path):
     (tmp_path / 'spoil.py').write_text(SPOIL)
     (tmp_path / 'two.py').write_text(

@@ -15,6 +15,8 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
+from mmdyt.datasets.loading import install as name_bad_files
+
 
 def install() -> None:
     """Repair the installed OpenMMLab packages, in this process only.
@@ -26,6 +28,7 @@ def install() -> None:
     _allow_resuming_history()
     _load_addresses_safely()
     _write_test_metrics_once()
+    name_bad_files()
 
 
 # mmcv-lite: mmcv.ops without its compiled part

@@ -21,7 +21,7 @@ WITHIN = dict(
     preflight=('mmdyt.core', 'mmdyt.registry'),
     datasets=('mmdyt.registry',),
     registry=(),
-    compat=(),
+    compat=('mmdyt.datasets.loading',),
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart
 OWN = {

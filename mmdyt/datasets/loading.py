@@ -109,7 +109,7 @@ def _key(transform, results: dict) -> str | None:
 def _sentence(transform, results: dict, key: str, error: Exception) -> str:
     """What is wrong with a sample that a transform failed on."""
     path, name = str(results[key]), type(transform).__name__
-    said = f'{type(error).__name__}: {str(error).strip().rstrip(".")}'
+    said = f'{type(error).__name__}: {" ".join(str(error).split()).rstrip(".")}'
     if key == 'frame_dir':
         path = _bad_frame(results) or path
     # what reads other files is known by its name

@@ -9,6 +9,7 @@ from mmengine.utils import import_modules_from_strings
 
 from .checkpoints import check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
 from .datasets import check_data, head_classes
+from .labels import check_labels
 from .names import check_types
 from .processes import use_cpu_processes
 
@@ -37,9 +38,7 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     init_default_scope(scope)
     unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in PARTS}
     check_types({key: value for key, value in cfg.items() if key not in unused}, scope)
-    num_classes = head_classes(cfg.model)
-    for loop in loops:
-        check_data((cfg.get(f'{loop}_dataloader') or {}).get('dataset'), f'{loop}_dataloader.dataset', num_classes)
+    check_labels(cfg, loops)
     pretrained = list(pretrained_cfgs(cfg.model, 'model')) if train else []
     for where, init_cfg in pretrained:
         check_exists(f'{where}.checkpoint', init_cfg.get('checkpoint'))

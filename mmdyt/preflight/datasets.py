@@ -57,7 +57,7 @@ def head_classes(model: ConfigDict) -> int | None:
 
 def fetches_itself(dataset: ConfigDict) -> bool:
     """Whether a data set is read from an address, or downloads itself: before training nothing need be there."""
-    return '://' in (dataset.get('data_root') or '') or _option(dataset, 'download') is True
+    return '://' in (dataset.get('data_root') or '') or option(dataset, 'download') is True
 
 
 def _check_one(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
@@ -86,17 +86,30 @@ def _check_one(dataset: ConfigDict, where: str, num_classes: int | None, files: 
     _check_samples(dataset, where, num_classes, files)
 
 
-def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
-    """Refuse wrong lines of a list "path label", or too many class folders; other formats are left alone."""
-    kind = _kind(dataset)
+def list_reader(dataset: ConfigDict) -> str:
+    """The module of mmpretrain or mmaction that reads the data set's list or class folders; '' for other formats."""
+    kind = kind_of(dataset)
     reader = getattr(getattr(kind, 'load_data_list', None), '__module__', None)
     if reader not in FOLDERS or not kind.__init__.__module__.startswith(reader.partition('.')[0] + '.'):
-        return  # a user's own constructor may take anything
+        return ''  # a user's own constructor may take anything
+    return reader
+
+
+def unread(dataset: ConfigDict, reader: str):
+    """The data set, built without reading anything, but its paths joined."""
+    # a class of mmaction insists on its pipeline
+    return DATASETS.build({**dataset, 'lazy_init': True} | ({} if reader == VIDEOS else {'pipeline': []}))
+
+
+def _check_samples(dataset: ConfigDict, where: str, num_classes: int | None, files: bool) -> None:
+    """Refuse wrong lines of a list "path label", or too many class folders; other formats are left alone."""
+    reader = list_reader(dataset)
+    if not reader:
+        return
     _check_keys(dataset, where, reader)
-    # joins its paths, reads nothing; a class of mmaction insists on its pipeline
-    data = DATASETS.build({**dataset, 'lazy_init': True} | ({'pipeline': []} if reader == IMAGES else {}))
+    data = unread(dataset, reader)
     folder = data.data_prefix[FOLDERS[reader]]
-    files = files and not any(_is_remote(step) for step in dataset.get('pipeline') or [])
+    files = files and not any(is_remote(step) for step in dataset.get('pipeline') or [])
     if reader == VIDEOS:
         if data.multi_class and (data.num_classes is None or num_classes not in (None, data.num_classes)):
             known = 'set' if num_classes is None else f'{num_classes}, the classes of the head,'
@@ -120,7 +133,7 @@ def _check_keys(dataset: ConfigDict, where: str, reader: str) -> None:
         raise ValueError(f'{where}.ann_file must name a list of videos, got {dataset.get("ann_file")!r}.')
 
 
-def _is_remote(step: ConfigDict) -> bool:
+def is_remote(step: ConfigDict) -> bool:
     """Whether a step of a pipeline reads files elsewhere than from disk."""
     elsewhere = step.get('io_backend', 'disk') not in ('disk', 'local')
     return bool(elsewhere or step.get('backend_args') or step.get('file_client_args'))
@@ -129,10 +142,11 @@ def _is_remote(step: ConfigDict) -> bool:
 def _check_pairs(dataset: ConfigDict, where: str, folders: dict[str, Path]) -> None:
     """Refuse a segmentation folder without images, or with an image that has no annotation."""
     images, masks = (folders.get(f'{where}.data_prefix.{name}') for name in ('img_path', 'seg_map_path'))
-    suffix, mask_suffix = (_option(dataset, name) for name in ('img_suffix', 'seg_map_suffix'))
+    suffix, mask_suffix = (option(dataset, name) for name in ('img_suffix', 'seg_map_suffix'))
     if images is None or not suffix:
         return
-    names = sorted(str(path.relative_to(images)) for path in images.rglob(f'*{suffix}'))
+    names = (path.relative_to(images) for path in images.rglob(f'*{suffix}'))
+    names = sorted(str(name) for name in names if not any(part.startswith('.') for part in name.parts))  # hidden
     if not names:
         raise FileNotFoundError(f'{where}.img_suffix must end some file of {images}, got {suffix!r}.')
     if masks is None or not mask_suffix:
@@ -155,16 +169,16 @@ def _path(value: str | None, name: str) -> str:
     return value
 
 
-def _option(dataset: ConfigDict, name: str):
+def option(dataset: ConfigDict, name: str):
     """An argument of the data set, or its default; None where it has no such argument."""
-    kind = _kind(dataset)
+    kind = kind_of(dataset)
     if name in dataset or kind is None:
         return dataset.get(name)
     parameter = inspect.signature(kind).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def _kind(dataset: ConfigDict) -> type | None:
+def kind_of(dataset: ConfigDict) -> type | None:
     """The class of the data set; None where the config names none."""
     kind = dataset.get('type')
     with DATASETS.switch_scope_and_registry(dataset.get('_scope_')) as registry:

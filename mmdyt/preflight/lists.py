@@ -102,14 +102,14 @@ def check_class_folders(folder: str, where: str, num_classes: int | None = None)
     """Refuse a folder whose sub-folders, one a class, are none or more than the head's classes.
 
     Args:
-        folder: What holds them. Hidden ones count: mmpretrain takes them for classes, too.
+        folder: What holds them; hidden ones are none, see ``mmdyt/datasets/loading.py``.
         where: Path of the data set in the config, for the message.
         num_classes: The most there may be; None is any number.
 
     Raises:
         ValueError: Naming how many there are.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    classes = class_folders(folder)
     if not classes:
         raise ValueError(f'{where} must have a folder for each class in {folder}, got none. Or set its ann_file.')
     if num_classes is not None and len(classes) > num_classes:
@@ -117,6 +117,11 @@ def check_class_folders(folder: str, where: str, num_classes: int | None = None)
             f'{where} must have at most {num_classes} class folders, the classes of the head, '
             f'got {len(classes)} in {folder}, first {classes[:3]}. Set num_classes of the head to their number.'
         )
+
+
+def class_folders(folder: str) -> list[str]:
+    """Names of the folders that are classes, in the order of their labels."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith('.'))
 
 
 def _read(file: str, where: str) -> list[str]:

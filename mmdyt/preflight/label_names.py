@@ -1,6 +1,6 @@
 """What a data set calls its labels: names of classes in its config, class folders, folders in the paths of a list."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,7 @@ class Names(NamedTuple):
 def label_names(dataset: ConfigDict, where: str) -> Iterator[Names]:
     """What says how the labels of a data set are called, as far as it is known without reading samples."""
     kind, reader = kind_of(dataset), list_reader(dataset)
-    classes = _classes(dataset, where, kind) if hasattr(kind, '_load_metainfo') else []
+    classes = class_names(dataset, where)
     if classes:
         labels = {f'{name}': i for i, name in enumerate(classes)}
         # a name that stands there twice says nothing
@@ -60,13 +60,15 @@ def label_names(dataset: ConfigDict, where: str) -> Iterator[Names]:
         yield Names(where, FOLDERS, data.img_prefix, {name: i for i, name in enumerate(folders)}, len(folders))
 
 
-def _classes(dataset: ConfigDict, where: str, kind: type) -> list:
+def class_names(dataset: ConfigDict, where: str) -> list:
     """Names of the classes of a data set, by its config or its class.
 
     Raises:
         ValueError: If they are a text that names no file.
     """
-    metainfo = dataset.get('metainfo') or {}
+    kind, metainfo = kind_of(dataset), dataset.get('metainfo') or {}
+    if not hasattr(kind, '_load_metainfo') or not isinstance(metainfo, Mapping):
+        return []
     given, place = metainfo.get('classes'), f'{where}.{CLASSES}'
     if given is None and dataset.get('classes') is not None:
         given, place = dataset['classes'], f'{where}.classes'

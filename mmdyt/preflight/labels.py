@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .datasets import IMAGES, VIDEOS, check_data, fetches_itself, head_classes, kind_of, nested, unread
-from .label_names import CLASSES, FOLDERS, Names, label_names, trained_names
+from .label_names import CLASSES, FOLDERS, Names, class_names, label_names, trained_names
 from .samples import ignored_labels, look
 
 READ_BY_HOST = {'mmengine.dataset.base_dataset': 'gt_label', 'mmaction.datasets.rawframe_dataset': 'label'}
@@ -48,6 +48,8 @@ def check_labels(cfg: Config, loops: tuple[str, ...]) -> None:
     for loop in loops:
         where = f'{loop}_dataloader.dataset'
         dataset = (cfg.get(f'{loop}_dataloader') or {}).get('dataset')
+        for place, part in nested(dataset, where):
+            class_names(part, place)  # before the host looks for a file that is none
         check_data(dataset, where, head_classes(cfg.model))
         for place, part in nested(dataset, where):
             if part.get('dataset') or part.get('datasets') or fetches_itself(part):

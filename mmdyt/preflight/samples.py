@@ -57,8 +57,10 @@ def look(dataset: ConfigDict, where: str, classes: int | None, room: int | None,
         samples = data.load_data_list() if masks else _listed(data) if data.ann_file else _in_folders(data)
         seen = list(_read(_spread(samples), steps, where, check=not own))
         limit = max(classes, 2 if room == 2 else 0) if classes else room
-        if limit and not own:
-            _check_values(seen, len(samples), where, limit, {255, getattr(data, 'ignore_index', 255), *ignored})
+        if limit and seen:
+            _check_values(seen, len(samples), where, limit, {255, data.ignore_index, *ignored})
+            if classes == 2 and not data.label_map and not data.reduce_zero_label:
+                _check_second(seen, where)
     return data if masks else None
 
 
@@ -121,8 +123,8 @@ def _in_folders(data) -> list[dict]:
     found = []
     for folder in _spread(class_folders(data.img_prefix)) if data.with_label else []:
         with os.scandir(Path(data.img_prefix, folder)) as entries:
-            images = (entry.path for entry in entries if data.is_valid_file(entry.name) and entry.name[0] != '.')
-            found += [dict(img_path=path) for path in [next(images, None)] if path]
+            images = [entry.path for entry in entries if data.is_valid_file(entry.name) and entry.name[0] != '.']
+        found += [dict(img_path=min(images))] if images else []
     return found
 
 
@@ -176,7 +178,7 @@ def _warn_turned(path: str, mask: np.ndarray, step, where: str) -> bool:
 
 
 def _check_values(seen: list[tuple[str, np.ndarray]], number: int, where: str, limit: int, ignored: set[int]) -> None:
-    """Refuse masks with labels that are no classes, and those of two classes that never show the second."""
+    """Refuse masks with labels that are no classes."""
     bad = [(path, [v for v in labels.tolist() if v >= limit and v not in ignored]) for path, labels in seen]
     bad = [(path, labels) for path, labels in bad if labels]
     if bad:
@@ -185,8 +187,11 @@ def _check_values(seen: list[tuple[str, np.ndarray]], number: int, where: str, l
             f'{where} must have masks with labels in [0, {limit}), its classes, or ignored ones {sorted(ignored)}, '
             f'got {labels[:3]} in {path} ({len(bad)} bad of {len(seen)} masks looked at, {number} in all).'
         )
-    values = set().union(*(labels.tolist() for _, labels in seen))
-    if limit == 2 and values == {0, 255} and 255 in ignored:
+
+
+def _check_second(seen: list[tuple[str, np.ndarray]], where: str) -> None:
+    """Refuse black and white masks for two classes: white would be ignored, and nothing but black learnt."""
+    if set().union(*(labels.tolist() for _, labels in seen)) == {0, 255}:
         raise ValueError(
             f'{where} must have masks with labels 0 and 1, got 0 and 255, which is ignored, in all {len(seen)} masks '
             f'looked at, first {seen[0][0]}.'

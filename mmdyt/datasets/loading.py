@@ -124,7 +124,7 @@ def _reason(path: str) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if not os.path.isfile(path):
-        return ''
+        return '' if '://' in path or os.path.isdir(path) else 'there is no such file'
     if not os.path.getsize(path):
         return 'it is empty'
     if is_cut_jpeg(Path(path).read_bytes()):

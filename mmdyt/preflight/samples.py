@@ -80,12 +80,17 @@ def _loaders(dataset: ConfigDict) -> tuple[list, bool]:
 
     found, own = [], False
     for step in dataset.get('pipeline') or []:
-        kind = step.get('type')
-        with TRANSFORMS.switch_scope_and_registry(step.get('_scope_')) as registry:
+        kind = step.get('type') if isinstance(step, Mapping) else type(step)
+        with TRANSFORMS.switch_scope_and_registry(None) as registry:
             kind = registry.get(kind) if isinstance(kind, str) else kind
         here = getattr(kind, '__module__', '').partition('.')[0] in HOSTS
         own = own or not here
-        if here and isinstance(kind, type) and issubclass(kind, LoadAnnotations | LoadImageFromFile):
+        if (
+            here
+            and isinstance(step, Mapping)
+            and isinstance(kind, type)
+            and issubclass(kind, LoadAnnotations | LoadImageFromFile)
+        ):
             with warnings.catch_warnings():  # the run itself will give them
                 warnings.simplefilter('ignore')
                 found.append(TRANSFORMS.build(step))

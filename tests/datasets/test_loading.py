@@ -98,6 +98,18 @@ def test_a_bad_image_is_named_in_training_and_test_with_and_without_workers(tmp_
         load(images(tmp_path, b'') | dict(test_mode=test_mode), 'mmpretrain', workers)
 
 
+def test_a_file_that_is_gone_is_named(tmp_path):
+    dataset = pairs(tmp_path, ann_file='list.txt')
+    (tmp_path / 'list.txt').write_text('0\n9\n')
+    with pytest.raises(
+        ValueError, match='img_path must name a sound image, got .*/images/9.png: there is no such file'
+    ):
+        load(dataset, 'mmseg')
+    (tmp_path / 'masks' / '0.png').unlink()
+    with pytest.raises(ValueError, match='seg_map_path must name a sound mask, got .*/masks/0.png: there is no such'):
+        load(dataset, 'mmseg')
+
+
 def test_where_the_host_was_told_to_pass_over_bad_images_it_does(tmp_path):
     samples = load(images(tmp_path, b'', ignore_empty=True), 'mmpretrain')
     assert len(samples) == 3 and {Path(s['data_samples'].img_path).name for s in samples} == {'0.jpg', '2.jpg'}

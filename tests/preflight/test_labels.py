@@ -13,9 +13,9 @@ from mmdyt import compat
 
 compat.install()
 
-import mmaction.datasets  # noqa: E402
-import mmpretrain.datasets  # noqa: E402
-import mmseg.datasets  # noqa: E402
+import mmaction.datasets  # noqa: E402, F401
+import mmpretrain.datasets  # noqa: E402, F401
+import mmseg.datasets  # noqa: E402, F401
 import mmseg.models  # noqa: E402, F401
 from mmengine.registry import DefaultScope  # noqa: E402
 

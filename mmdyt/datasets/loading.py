@@ -90,9 +90,8 @@ def _naming(call):
 
 def _says(transform, error: Exception, path: str) -> bool:
     """Whether an error says all that there is to say; failed assertions name a file at most."""
-    return (
-        type(transform).__module__.startswith('mmdyt.') or path in str(error) and not isinstance(error, AssertionError)
-    )
+    own = type(transform).__module__.startswith('mmdyt.')
+    return own or (path in str(error) and not isinstance(error, AssertionError | FileNotFoundError))
 
 
 def _reads_masks(transform) -> bool:

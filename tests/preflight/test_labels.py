@@ -30,6 +30,12 @@ BINARY = dict(classes=('no', 'yes'))
 EDGES = dict(auxiliary_head=dict(type='STDCHead', num_classes=2, boundary_threshold=0.1))
 
 
+@pytest.fixture(autouse=True)
+def time_to_look(monkeypatch):
+    """On a busy machine, too, a few samples are looked at."""
+    monkeypatch.setattr('mmdyt.preflight.samples.SECONDS', 600)
+
+
 def check(scope: str, model: dict, loops=('train', 'val'), **datasets) -> None:
     """Check a config with these data sets."""
     loaders = {f'{loop}_dataloader': dict(dataset=dataset) for loop, dataset in datasets.items()}
@@ -469,3 +475,10 @@ def test_a_bad_image_that_was_not_looked_at_stops_the_run_with_its_name(
     workers = [f'{split}_dataloader.{option}' for option in ('num_workers=1', 'persistent_workers=True')]
     with pytest.raises(ValueError, match=f'img_path must name a sound image, got {bad}: it is cut short'):
         run_tool('train', tiny_cls_config, '--work-dir', tmp_path / 'run', '--cfg-options', *three_folders, *workers)
+
+
+def test_little_time_is_spent_on_large_images(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmdyt.preflight.samples.SECONDS', 0)
+    check('mmseg', segmentor(), ('train',), train=scenes(tmp_path, 'train', [GOOD, mask(7)]))
+    with pytest.raises(ValueError, match=r'1 bad of 1 masks looked at, 2 in all'):
+        check('mmseg', segmentor(), ('train',), train=scenes(tmp_path, 'train', [mask(7), GOOD]))

@@ -29,6 +29,7 @@ def install() -> None:
     _load_addresses_safely()
     _write_test_metrics_once()
     name_bad_files()
+    _repair_on_import()
 
 
 # mmcv-lite: mmcv.ops without its compiled part
@@ -194,3 +195,26 @@ def _write_test_metrics_once() -> None:
     logger_hook = importlib.import_module('mmengine.hooks.logger_hook')
     if not hasattr(logger_hook.dump, '__wrapped__'):
         logger_hook.dump = importlib.import_module('mmengine.dist').master_only(logger_hook.dump)
+
+
+# mmcv, mmseg, mmaction2: single functions of modules that are imported later
+
+
+def _repair_on_import() -> None:
+    """Mend losses and colours as soon as their modules are imported."""
+    if find_spec('mmengine') is None:
+        return
+    from . import colors, losses
+    from .imports import repair_modules
+
+    repair_modules(
+        {
+            'mmcv.image.photometric': colors.repair_mmcv_hue,
+            'mmaction.datasets.transforms.processing': colors.repair_mmaction_hue,
+            'mmseg.models.losses.accuracy': losses.repair_accuracy,
+            'mmseg.models.losses.cross_entropy_loss': losses.repair_cross_entropy,
+            'mmseg.models.losses.dice_loss': losses.repair_dice,
+            'mmseg.models.losses.focal_loss': losses.repair_focal,
+            'mmseg.models.losses.lovasz_loss': losses.repair_lovasz,
+        }
+    )

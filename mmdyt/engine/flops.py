@@ -1,7 +1,6 @@
 """Count what inference really cost: activation rate per layer and GMACs per image, beside the dense model's."""
 
 import copy
-from collections import Counter
 from contextlib import ExitStack
 from itertools import chain
 
@@ -15,9 +14,11 @@ from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import record_dispatch
 from mmdyt.engine.broken_logits import BrokenLogits
 from mmdyt.engine.finite import listed, sample_name
+from mmdyt.engine.own_images import count_own, of_first
 from mmdyt.registry import HOOKS
 
 LAYER_RATE = 'activation_rate/'
+TOTALS = ('backbone', 'backbone_dense', 'decoder', 'views')
 FOLLOW_MASKS = ('activation_rate', 'gmacs', 'gmacs_backbone', 'gmacs_view')  # which broken logits leave without meaning
 HEADS = ('decode_head', 'head', 'cls_head')  # mmseg, mmpretrain, mmaction2
 
@@ -82,7 +83,7 @@ class CostCounter:
     """Counts what the forward passes of a host model cost, within its context.
 
     Counted from the masks of the tokens that really ran, in closed form for the backbone and by an operator counter
-    for neck and head. All forward passes are summed, whichever image they belong to.
+    for neck and head. All forward passes of an image are summed.
 
     Args:
         model: A host model, also in a wrapper.
@@ -93,7 +94,8 @@ class CostCounter:
 
     def __init__(self, model: nn.Module):
         self._host = find_host(model)
-        self._sums: Counter = Counter()
+        self._passes: list[Tensor] = []  # since the last images: (counts, images, windows or views) of each
+        self._images = 0
         self._part_macs: dict[tuple, dict[str, int]] = {}
         self._broken = BrokenLogits()
         self._open = ExitStack()
@@ -101,6 +103,8 @@ class CostCounter:
     def __enter__(self) -> 'CostCounter':
         backbone = self._host.backbone
         self._record = self._open.enter_context(record_dispatch(backbone))
+        self._names = [f'{kind}/{name}' for name in self._record.names for kind in ('active', 'seen')] + list(TOTALS)
+        self._sums = torch.zeros(len(self._names), dtype=torch.float64)
         handle = backbone.register_forward_hook(self._count)
         self._open.callback(handle.remove)
         return self
@@ -112,35 +116,46 @@ class CostCounter:
         """Add up one forward pass of the backbone over a batch of images or windows, or of views of clips."""
         batch, _, *frames, height, width = args[0].shape
         images = batch * (frames[0] if frames else 1)
+        counts = {}
         for name in self._record.names:
             (dispatch,) = self._record.dispatches[name]
             self._broken.look(name, dispatch.logits)
-            self._sums[f'active/{name}'] += dispatch.patch_mask.float().sum().item()
-            self._sums[f'seen/{name}'] += dispatch.patch_mask.shape[0] * dispatch.patch_mask.shape[1]
+            counts[f'active/{name}'] = dispatch.patch_mask.float().sum(dim=(1, 2))
+            counts[f'seen/{name}'] = dispatch.patch_mask.shape[1]
         runs = {name: run for name, (run,) in self._record.runs.items()}
         self._record.clear()
         shape = (*frames, height, width)
         if shape not in self._part_macs:
             self._part_macs[shape] = part_macs(self._host, features)
-        decoder = batch * sum(self._part_macs[shape].values())
-        macs = torch.as_tensor(backbone.macs_of(backbone.num_patches(height, width), runs))
-        macs = macs.double().expand(images).sum().item()
-        dense = images * backbone.dense_macs(height, width)
-        self._sums.update(
-            backbone=macs,
-            backbone_dense=dense,
-            total=macs + decoder,
-            dense=dense + decoder,
-            views=batch if frames else 0,
-        )
+        counts['backbone'] = backbone.macs_of(backbone.num_patches(height, width), runs)
+        counts['backbone_dense'] = backbone.dense_macs(height, width)
+        exactly = dict(dtype=torch.float64, device=args[0].device)
+        counts = {
+            name: torch.as_tensor(count, **exactly).expand(images).reshape(batch, -1).sum(1)
+            for name, count in counts.items()
+        }
+        for name, count in dict(decoder=sum(self._part_macs[shape].values()), views=int(bool(frames))).items():
+            counts[name] = torch.full((batch,), count, **exactly)
+        self._passes.append(torch.stack([counts[name] for name in self._names]).cpu())
 
-    def add_images(self, number: int) -> None:
-        """Say how many images (or clips) the forward passes belong to: once each, however many windows they took."""
-        self._sums['images'] += number
+    def add_images(self, number: int, own: int | None = None) -> None:
+        """Say which images (or clips) the forward passes since the last call belong to.
 
-    def add_samples(self, samples: list, batch_idx: int) -> None:
+        Args:
+            number: How many: once each, however many windows they took.
+            own: How many of them count, the first ones; None is all. Others repeat images of another rank.
+        """
+        own = number if own is None else own
+        passes, self._passes = self._passes, []
+        if passes and is_recognizer(self._host):  # whose views may run a few at a time
+            passes = [torch.cat(passes, dim=1)]
+        for counts in passes:
+            self._sums += of_first(counts, own, number)
+        self._images += own
+
+    def add_samples(self, samples: list, batch_idx: int, own: int | None = None) -> None:
         """As :meth:`add_images`, with what names the samples: those with broken logits will be told."""
-        self.add_images(len(samples))
+        self.add_images(len(samples), own)
         self._broken.name([sample_name(sample, batch_idx, i) for i, sample in enumerate(samples)])
 
     def broken(self) -> tuple[list[str], list[str]]:
@@ -151,20 +166,22 @@ class CostCounter:
 
     def report(self) -> dict[str, float]:
         """Means over all images of all ranks; the names are those of :class:`FLOPsHook`."""
-        sums = dict(zip(self._sums, _sum_over_ranks(list(self._sums.values())), strict=True))
-        images = sums['images']
+        sums = _sum_over_ranks([*self._sums.tolist(), self._images])
+        sums = dict(zip([*self._names, 'images'], sums, strict=True))
+        images, decoder = sums['images'], sums['decoder']
+        total, dense = sums['backbone'] + decoder, sums['backbone_dense'] + decoder
         labels = {name: label for name, label in branch_labels(self._record.names).items() if sums[f'seen/{name}']}
         rates = {label: sums[f'active/{name}'] / sums[f'seen/{name}'] for name, label in labels.items()}
         report = dict(activation_rate=sum(rates.values()) / len(rates)) if rates else {}
         report |= {f'{LAYER_RATE}{layer}': rate for layer, rate in rates.items()}
         report |= dict(
-            gmacs=sums['total'] / images / 1e9,
-            gmacs_dense=sums['dense'] / images / 1e9,
+            gmacs=total / images / 1e9,
+            gmacs_dense=dense / images / 1e9,
             gmacs_backbone=sums['backbone'] / images / 1e9,
             gmacs_backbone_dense=sums['backbone_dense'] / images / 1e9,
         )
         if views := sums['views']:
-            report |= dict(gmacs_view=sums['total'] / views / 1e9, gmacs_view_dense=sums['dense'] / views / 1e9)
+            report |= dict(gmacs_view=total / views / 1e9, gmacs_view_dense=dense / views / 1e9)
             report['views'] = views / images
         return report
 
@@ -178,6 +195,7 @@ class FLOPsHook(Hook):
     frames. Dense is the same model without dispatchers and adapters. One multiply-add is one MAC; papers print MACs as
     FLOPs.
 
+    In distributed runs every image counts once: what samplers repeat, to give all ranks equally many, counts nowhere.
     A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
     Without dispatchers (baselines) there are no rates to report, only GMACs. Logits that are not finite decide nothing:
     then neither a rate nor what follows from it is reported, and the log names the layers and samples.
@@ -197,12 +215,13 @@ class FLOPsHook(Hook):
 
     def before_val_epoch(self, runner) -> None:
         """Start to count."""
-        self._open.close()  # a former evaluation may have been cut short
-        self._counter = self._open.enter_context(CostCounter(runner.model))
+        self._start(runner, 'val')
 
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Count the images of the batch."""
-        self._counter.add_samples(outputs, batch_idx)
+        own = int(min(len(outputs), self._left))
+        self._left -= own
+        self._counter.add_samples(outputs, batch_idx, own)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Log, and add to the metrics."""
@@ -210,7 +229,7 @@ class FLOPsHook(Hook):
 
     def before_test_epoch(self, runner) -> None:
         """As for validation."""
-        self.before_val_epoch(runner)
+        self._start(runner, 'test')
 
     def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """As for validation."""
@@ -219,6 +238,12 @@ class FLOPsHook(Hook):
     def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
         """As for validation."""
         self._report(runner, metrics, 'test')
+
+    def _start(self, runner, mode: str) -> None:
+        """Count from here on, and as many images as are this rank's own."""
+        self._open.close()  # a former evaluation may have been cut short
+        self._left = count_own(getattr(runner, f'{mode}_dataloader', None))
+        self._counter = self._open.enter_context(CostCounter(runner.model))
 
     def _report(self, runner, metrics: dict | None, mode: str) -> None:
         """Into the log, the message hub and the metrics."""

@@ -1,0 +1,42 @@
+"""Which images of a rank are its own: samplers repeat some until all ranks have equally many."""
+
+import math
+
+from mmengine.dataset import DefaultSampler
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+
+def count_own(loader: DataLoader | None) -> float:
+    """How many of the first samples of a loader are this rank's own; what follows repeats samples of other ranks.
+
+    mmengine's samplers deal the samples out in turns and begin again where they end unevenly. Its metrics drop what
+    they gather beyond the length of the data set, and so must all that is summed over ranks.
+
+    Returns:
+        Infinity where nothing is repeated.
+    """
+    sampler = getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+    if not (isinstance(sampler, DefaultSampler) and sampler.round_up):
+        return math.inf
+    samples, rank, ranks = len(sampler.dataset), sampler.rank, sampler.world_size
+    if getattr(sampler, 'subsample_type', None) == 'sequential':  # mmpretrain's, which deals out chunks
+        return min(max(samples - rank * sampler.num_samples, 0), sampler.num_samples)
+    return math.ceil((samples - rank) / ranks)
+
+
+def of_first(counts: Tensor, own: int, number: int) -> Tensor:
+    """Sum of what was counted for the first ``own`` of ``number`` images, which all take equally many rows in turn.
+
+    Where they do not, nobody knows whose a row is: then all images have the same share.
+
+    Args:
+        counts: (K, rows), K counts.
+        own: At most ``number``.
+        number: Images that the rows belong to.
+
+    Shape:
+        (K,).
+    """
+    rows, rest = divmod(counts.shape[1], number)
+    return counts.sum(1) * own / number if rest else counts[:, : rows * own].sum(1)

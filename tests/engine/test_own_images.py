@@ -1,0 +1,152 @@
+"""What is summed over ranks counts every image once, however many processes share the images."""
+
+import math
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mmengine.dataset import DefaultSampler
+from mmpretrain.datasets.samplers import SequentialSampler
+from test_flops import SLIDE, WHOLE, build, make_runner
+from test_flops_clips import AGGREGATED, T
+from test_flops_clips import build as build_recognizer
+from test_flops_clips import predict as predict_clips
+from torch.utils.data import DataLoader
+
+from mmdyt.engine import flops
+from mmdyt.engine.flops import FLOPsHook
+from mmdyt.engine.own_images import count_own, of_first
+
+SAMPLERS = {
+    'default': lambda images: DefaultSampler(images, shuffle=False),
+    'shuffled': lambda images: DefaultSampler(images, shuffle=True, seed=1),
+    'uneven': lambda images: DefaultSampler(images, shuffle=False, round_up=False),
+    'turns': lambda images: SequentialSampler(dataset=images),
+    'chunks': lambda images: SequentialSampler(dataset=images, subsample_type='sequential'),
+}
+
+
+def make_loader(monkeypatch, images, rank: int, ranks: int, batch_size: int = 1, sampler: str = 'default'):
+    """The loader of one of several ranks."""
+    monkeypatch.setattr('mmengine.dataset.sampler.get_dist_info', lambda: (rank, ranks))
+    return DataLoader(images, batch_size, sampler=SAMPLERS[sampler](images))
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+@pytest.mark.parametrize('ranks', [1, 2, 4, 5])
+@pytest.mark.parametrize('number', [1, 3, 8])
+def test_every_image_is_some_ranks_own_once(monkeypatch, number, ranks, sampler):
+    images, own = range(number), []
+    for rank in range(ranks):
+        indices = [int(i) for i in make_loader(monkeypatch, images, rank, ranks, sampler=sampler)]
+        own += indices[: int(min(count_own(make_loader(monkeypatch, images, rank, ranks, 1, sampler)), len(indices)))]
+    assert sorted(own) == list(images)
+
+
+@pytest.mark.parametrize('loader', [None, DataLoader(range(3), 2), DataLoader(range(3), batch_size=None)])
+def test_all_images_of_other_samplers_count(loader):
+    assert count_own(loader) == math.inf
+
+
+@pytest.mark.parametrize(
+    ('rows', 'own', 'expected'), [(3, 2, [3, 30]), (6, 2, [10, 100]), (3, 0, [0, 0]), (4, 3, [10, 100])]
+)
+def test_rows_of_a_batch_belong_to_its_images_in_turn(rows, own, expected):
+    counts = torch.tensor([[1.0], [10.0]]) * torch.arange(1, rows + 1)
+    assert of_first(counts, own, 3).tolist() == expected
+
+
+def test_rows_that_cannot_be_told_apart_are_shared():
+    assert of_first(torch.tensor([[1.0, 2.0]]), 2, 3).tolist() == [2.0]
+
+
+def evaluate(model, loader, predict) -> dict[str, float]:
+    """What the hook of one rank adds to the metrics."""
+    hook, runner, metrics = FLOPsHook(), make_runner(model), {}
+    runner.test_dataloader = loader
+    hook.before_test_epoch(runner)
+    for i, images in enumerate(loader):
+        with torch.no_grad():
+            outputs = predict(model, images)
+        hook.after_test_iter(runner, i, images, outputs)
+    hook.after_test_epoch(runner, metrics)
+    return metrics
+
+
+def of_ranks(monkeypatch, model, images, predict, ranks: int, **loader) -> dict[str, float]:
+    """What the hook reports when ranks share the images: those of the last one, after the sums of all."""
+    sums = []
+
+    def all_reduce(total):
+        sums.append(total.clone())
+        total.copy_(sum(sums))
+
+    monkeypatch.setattr(flops, 'all_reduce', all_reduce)
+    for rank in range(ranks):
+        try:
+            metrics = evaluate(model, make_loader(monkeypatch, images, rank, ranks, **loader), predict)
+        except ZeroDivisionError:  # so far no rank had an image
+            assert rank < ranks - 1
+    return metrics
+
+
+def predict_images(model, images):
+    return model.predict(images)
+
+
+@pytest.fixture(params=['whole', 'windows', 'views', 'views one by one'])
+def host(request):
+    """A model, three samples that differ, and how it predicts them."""
+    torch.manual_seed(1)
+    if 'views' in request.param:
+        at_once = dict(test_cfg=dict(max_testing_views=1)) if 'one' in request.param else {}
+        return build_recognizer(AGGREGATED | at_once), torch.randn(3, 2, 3, T, 32, 32), predict_clips
+    cfg = request.getfixturevalue('tiny_model_cfg') | dict(test_cfg=SLIDE if request.param == 'windows' else WHOLE)
+    return build(cfg), torch.randn(3, 3, 64, 96), predict_images
+
+
+@pytest.mark.parametrize(
+    ('ranks', 'options'),
+    [
+        (2, dict(batch_size=1)),
+        (2, dict(batch_size=2)),
+        (2, dict(batch_size=2, sampler='shuffled')),
+        (4, dict(batch_size=3)),
+        (5, dict(batch_size=1)),
+        (5, dict(batch_size=1, sampler='uneven')),
+        (2, dict(batch_size=2, sampler='chunks')),
+    ],
+    ids=str,
+)
+def test_costs_and_rates_are_those_of_one_process(monkeypatch, host, ranks, options):
+    model, images, predict = host
+    monkeypatch.setattr(flops, 'part_macs', lambda host, features: dict(neck=7, head=11))  # is slow
+    alone = evaluate(model, DataLoader(images, 3), predict)
+    shared = of_ranks(monkeypatch, model, images, predict, ranks, **options)
+    assert shared == pytest.approx(alone, rel=1e-12)
+
+
+def run_rank(rank: int, ranks: int, path: str, model, images) -> None:
+    dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=ranks)
+    loader = DataLoader(images, 2, sampler=DefaultSampler(images, shuffle=False))
+    metrics = evaluate(model, loader, predict_images)
+    if rank == ranks - 1:  # whose only image is another's
+        torch.save(metrics, f'{path}.pt')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('ranks', [2, 5])
+def test_processes_give_the_figures_of_one(tmp_path, tiny_cls_config, ranks):
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+
+    import mmdyt.models.classifier  # noqa: F401
+
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = build(Config.fromfile(tiny_cls_config).model)
+    images = torch.randn(3, 3, 32, 32)
+    alone = evaluate(model, DataLoader(images, 3), predict_images)
+    run = (ranks, str(tmp_path / 'store'), model, images)
+    mp.start_processes(run_rank, run, nprocs=ranks, start_method='fork')
+    assert torch.load(tmp_path / 'store.pt') == pytest.approx(alone, rel=1e-12)

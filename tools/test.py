@@ -70,6 +70,11 @@ def main() -> None:
         if args.per_image and not calibrates:
             raise ValueError('--per-image must come with --target-rate or --target-gmacs, got neither.')
         request = CalibrationRequest(args.target_rate, args.rule, args.per_image, args.batches, args.target_gmacs)
+        if preflight.is_flexible(cfg) and (calibrates or args.complete or args.random_masks):
+            raise ValueError(
+                f'runner_type must be Runner with --complete, --random-masks, --target-rate and --target-gmacs, got '
+                f'{cfg.runner_type}, whose model is not there before the test.'
+            )
         if calibrates:
             if any(hook['type'] == 'EMAHook' for hook in cfg.get('custom_hooks', [])):
                 raise ValueError('custom_hooks must hold no EMAHook for --target-rate and --target-gmacs, got one.')
@@ -78,7 +83,7 @@ def main() -> None:
             preflight.check_images(cfg, ['train_dataloader'])
         if args.tta:
             preflight.use_tta(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = preflight.build_runner(cfg)
     with preflight.clean_exit():
         for option in ('complete', 'random_masks'):
             if getattr(args, option) and not dynamic_branches(runner.model):

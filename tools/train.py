@@ -10,7 +10,6 @@ from mmdyt import compat
 compat.install()
 
 from mmengine.config import DictAction  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
 
 from mmdyt import preflight  # noqa: E402
 from mmdyt.engine.finite import watched  # noqa: E402
@@ -45,7 +44,7 @@ def main() -> None:
             preflight.use_amp(cfg)
         preflight.set_resume(cfg, args.resume)
         preflight.check(cfg, loops=('train', 'val'))
-    runner = Runner.from_cfg(cfg)
+    runner = preflight.build_runner(cfg)
     with watched(runner):
         runner.train()
     preflight.end_cpu_processes()

@@ -11,15 +11,17 @@ from .config import (
     use_amp,
     use_tta,
 )
-from .processes import end_cpu_processes
+from .processes import build_runner, end_cpu_processes, is_flexible
 
 __all__ = [
     'add_method_arguments',
+    'build_runner',
     'check',
     'check_images',
     'clean_exit',
     'dump_predictions',
     'end_cpu_processes',
+    'is_flexible',
     'load_config',
     'paint_predictions',
     'set_resume',

@@ -11,7 +11,7 @@ from .checkpoints import check_exists, check_fit, check_resumable, pretrained_cf
 from .datasets import check_data, head_classes
 from .labels import check_labels
 from .names import check_types
-from .processes import use_cpu_processes
+from .processes import check_runner, keep_wrapper, use_cpu_processes
 
 LOOPS = ('train', 'val', 'test')
 PARTS = ('dataloader', 'cfg', 'evaluator')
@@ -36,6 +36,8 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     scope = cfg.get('default_scope', 'mmengine')
     init_default_scope(scope)
+    check_runner(cfg)
+    keep_wrapper(cfg)
     unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in PARTS}
     check_types({key: value for key, value in cfg.items() if key not in unused}, scope)
     check_labels(cfg, loops)

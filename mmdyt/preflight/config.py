@@ -13,6 +13,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from .methods import known_methods, use_method
 from .names import near
+from .processes import check_launcher
 
 
 @contextmanager
@@ -39,8 +40,9 @@ def load_config(args: Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the config is missing.
-        ValueError: If the method is unknown, or does not fit the config.
+        ValueError: If the method is unknown, or does not fit the config, or the environment not the launcher.
     """
+    check_launcher(args.launcher)
     path = Path(args.config)
     if not path.is_file():
         known = [str(p) for p in Path('configs').rglob('*.py')]

@@ -1,13 +1,89 @@
-"""Distributed runs without GPUs."""
+"""Which runner, and how many processes: launchers, runners and strategies, distributed runs without GPUs."""
 
 import atexit
 import logging
 import os
 import sys
+from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS, STRATEGIES
+from mmengine.runner import FlexibleRunner, Runner
+from torch.nn.parallel import DistributedDataParallel
+
+from .names import near
+
+STARTED = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE')  # torchrun's and mpirun's
+NEEDS = dict(DeepSpeedStrategy='deepspeed', ColossalAIStrategy='colossalai')
+DDP = 'MMDistributedDataParallel'
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse several processes that do not know of each other, and a launcher that launched nothing.
+
+    Raises:
+        ValueError: Naming the variable of the environment.
+    """
+    for name in STARTED:
+        number = os.environ.get(name, '')
+        if launcher == 'none' and number.isdecimal() and int(number) > 1:
+            raise ValueError(
+                f'{name} must be 1 without --launcher, got {number}. Each process would write over the files of the '
+                'others: add --launcher pytorch (torchrun), slurm or mpi, or start one process.'
+            )
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ValueError(
+            'RANK must be set with --launcher pytorch, got none. Start with torchrun, tools/dist_train.sh or '
+            'tools/dist_test.sh.'
+        )
+
+
+def check_runner(cfg: Config) -> None:
+    """Refuse a runner or strategy that is unknown, or that would ignore a part of the config.
+
+    Raises:
+        ValueError: Naming the setting.
+    """
+    kind, strategy = cfg.get('runner_type', 'Runner'), cfg.get('strategy')
+    runner = _find(RUNNERS, kind)
+    if runner is None:
+        raise ValueError(
+            f'runner_type must be a registered runner, got {kind!r}.{near(kind, list(RUNNERS.module_dict))}'
+        )
+    if strategy is not None and issubclass(runner, Runner):
+        raise ValueError(f"strategy must come with runner_type='FlexibleRunner', got {kind!r}, which ignores it.")
+    if strategy is not None:
+        name = strategy.get('type')
+        if _find(STRATEGIES, name) is None:
+            known = near(str(name), list(STRATEGIES.module_dict))
+            raise ValueError(f'strategy.type must be a registered strategy, got {name!r}.{known}')
+        if name in NEEDS and find_spec(NEEDS[name]) is None:
+            raise ValueError(f'strategy.type must be one that is installed, got {name!r} without {NEEDS[name]}.')
+    for name in ('model_wrapper_cfg', 'find_unused_parameters'):
+        if cfg.get(name) and issubclass(runner, FlexibleRunner):
+            raise ValueError(
+                f'{name} must be part of strategy.model_wrapper with {kind}, which ignores it elsewhere, got '
+                f'{cfg.get(name)}.'
+            )
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """The runner of the config's ``runner_type``, mmengine's ``Runner`` by default."""
+    return RUNNERS.build(cfg)
+
+
+def is_flexible(cfg: Config) -> bool:
+    """Whether the config asks for mmengine's ``FlexibleRunner``, whose model is built when it runs."""
+    return issubclass(_find(RUNNERS, cfg.get('runner_type', 'Runner')), FlexibleRunner)
+
+
+def keep_wrapper(cfg: Config) -> None:
+    """Let a ``model_wrapper_cfg`` have the config's ``find_unused_parameters``, which mmengine drops beside it."""
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper is not None and 'find_unused_parameters' in cfg and _is_ddp(wrapper):
+        wrapper.setdefault('find_unused_parameters', cfg.find_unused_parameters)
 
 
 def use_cpu_processes(cfg: Config) -> None:
@@ -16,9 +92,33 @@ def use_cpu_processes(cfg: Config) -> None:
     torch.distributed.init_process_group(backend='gloo')
     # gloo's threads abort the process if they are still there when the interpreter ends
     atexit.register(torch.distributed.destroy_process_group)
-    cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    if is_flexible(cfg):
+        cfg.setdefault('strategy', dict(type='DDPStrategy'))
+        if cfg.strategy.type == 'DDPStrategy':
+            cfg.strategy.model_wrapper = _on_cpu(cfg.strategy.get('model_wrapper'))
+    else:
+        unused = cfg.get('find_unused_parameters', False)
+        cfg.model_wrapper_cfg = _on_cpu(cfg.get('model_wrapper_cfg'), find_unused_parameters=unused)
     if _replace_type(cfg.model, 'SyncBN', 'BN'):
         print_log('No GPU: SyncBN became BN, so each process normalises its own images.', level=logging.WARNING)
+
+
+def _on_cpu(wrapper: dict | None, **default) -> dict:
+    """The user's wrapper or mmengine's, without the device that mmengine would give it."""
+    wrapper = dict(broadcast_buffers=False, **default) if wrapper is None else dict(wrapper)
+    wrapper.setdefault('type', DDP)
+    return wrapper | dict(device_ids=None) if _is_ddp(wrapper) else wrapper
+
+
+def _is_ddp(wrapper: dict) -> bool:
+    """Whether torch's ``DistributedDataParallel`` takes the wrapper's arguments."""
+    kind = _find(MODEL_WRAPPERS, wrapper.get('type', DDP))
+    return kind is not None and issubclass(kind, DistributedDataParallel)
+
+
+def _find(registry, kind) -> type | None:
+    """A class, or the one of this name."""
+    return kind if isinstance(kind, type) else registry.get(kind) if isinstance(kind, str) else None
 
 
 def end_cpu_processes() -> None:

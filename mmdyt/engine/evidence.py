@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 import torch.nn as nn
-from mmengine.dist import all_reduce, broadcast
+from mmengine.dist import all_gather, broadcast
 from mmengine.hooks import EMAHook, Hook
 from torch.utils.data import DataLoader
 
@@ -71,6 +71,14 @@ def fit_sentence(explained: dict[str, float]) -> str:
     return f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.'
 
 
+def of_all_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The values (M,) of all ranks one after the other, in the same order on each; they may have unequally many."""
+    numbers = [int(number) for number in all_gather(torch.tensor([len(values)], device=values.device))]
+    padded = values.new_zeros(max(numbers))
+    padded[: len(values)] = values
+    return torch.cat([part[:number] for part, number in zip(all_gather(padded), numbers, strict=True)])
+
+
 @HOOKS.register_module()
 class EvidenceHook(Hook):
     """Rate-exact training in three stages, with one forward pass a step.
@@ -82,7 +90,8 @@ class EvidenceHook(Hook):
        the target rate.
     3. At the target rate the rest of training runs as inference does.
 
-    One threshold holds for all branches: the quantile of the logits of the last training batch. Nothing is drawn at
+    One threshold holds for all branches: the quantile of the logits of the last training batch, that of all processes
+    together. Nothing is drawn at
     random, and no loss asks for the rate: the model wants ``rate_weight=0``, its dispatchers ``noise=False``, and
     ``fitted=True``, which leaves the gates as they are. Masks have the straight-through gradient of their
     scores, which reaches the adapters of the layers below. Everything that a resumed run needs is in the checkpoint.
@@ -171,10 +180,7 @@ class EvidenceHook(Hook):
         self._open.close()
         progress = (runner.iter + 1) / runner.max_iters  # of the next step
         rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, None))
-        logits = torch.cat(logits)
-        threshold = torch.tensor(threshold_for(logits, rate), device=logits.device)
-        all_reduce(threshold, 'mean')
-        set_threshold(token_dispatchers(host), threshold.item())
+        set_threshold(token_dispatchers(host), threshold_for(of_all_ranks(torch.cat(logits)), rate))
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
     def _first(self, runner) -> int:

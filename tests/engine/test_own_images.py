@@ -14,7 +14,9 @@ from test_flops_clips import build as build_recognizer
 from test_flops_clips import predict as predict_clips
 from torch.utils.data import DataLoader
 
+from mmdyt.core.fit.calibrate import threshold_for
 from mmdyt.engine import flops
+from mmdyt.engine.evidence import of_all_ranks
 from mmdyt.engine.flops import FLOPsHook
 from mmdyt.engine.own_images import count_own, of_first
 
@@ -150,3 +152,23 @@ def test_processes_give_the_figures_of_one(tmp_path, tiny_cls_config, ranks):
     run = (ranks, str(tmp_path / 'store'), model, images)
     mp.start_processes(run_rank, run, nprocs=ranks, start_method='fork')
     assert torch.load(tmp_path / 'store.pt') == pytest.approx(alone, rel=1e-12)
+
+
+def gather(rank: int, numbers: tuple[int, ...], path: str) -> None:
+    dist.init_process_group('gloo', init_method=f'file://{path}', rank=rank, world_size=len(numbers))
+    mine = torch.arange(10.0).split(numbers)[rank]
+    torch.save(of_all_ranks(mine), f'{path}{rank}.pt')
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('numbers', [(5, 5), (2, 8), (1, 3, 6), (0, 10)])
+def test_a_quantile_of_all_ranks_is_that_of_all_their_logits(tmp_path, numbers):
+    """Not the mean of the quantiles of each, which is another number, and infinite where one of them is."""
+    mp.start_processes(gather, (numbers, str(tmp_path / 'store')), nprocs=len(numbers), start_method='fork')
+    for rank in range(len(numbers)):
+        found = torch.load(tmp_path / f'store{rank}.pt')
+        assert found.tolist() == list(range(10)) and threshold_for(found, 0.3) == 6.5
+
+
+def test_one_process_has_all_logits():
+    assert of_all_ranks(torch.arange(3)).tolist() == [0, 1, 2]

@@ -65,6 +65,8 @@ LAYERS = [
     dict(layer_cfgs=UNLIKE),
     dict(layer_cfgs=dict(ffn_type='swiglu_fused')),
     dict(layer_cfgs=[dict(ffn_type='swiglu_fused'), *UNLIKE[1:]]),
+    dict(layer_cfgs=[dict(ffn_type='swiglu_fused'), {}, {}]),
+    dict(layer_cfgs=[{}, dict(ffn_type='swiglu_fused', feedforward_channels=50), {}]),  # 33, rounded up to 40
     dict(drop_rate=0.1, drop_path_rate=0.3, layer_scale_init_value=0.1),
     dict(layer_cfgs=UNLIKE, qkv_bias=False, pre_norm=True, final_norm=False),
 ]

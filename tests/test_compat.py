@@ -228,6 +228,23 @@ class TestHistory:
         assert runner.iter == 3
         assert len(runner.message_hub.get_scalar('train/loss').data[0]) == 3
 
+    @pytest.mark.parametrize('code', compat.DTYPES)
+    def test_numbers_and_text_of_every_type_can_be_loaded(self, code):
+        """A best score of any type, and a palette in what the data set says of itself."""
+        compat.install()
+        scalar, array = reload(np.ones(1, code)[0], np.ones((2, 3), code))
+        assert scalar == np.ones(1, code)[0] and array.dtype == np.dtype(code)
+
+    @pytest.mark.parametrize('anneal', ['cos', 'linear'])
+    def test_one_cycle_goes_on_as_if_unbroken(self, tmp_path, anneal):
+        compat.install()
+        schedule = dict(type='OneCycleLR', eta_max=1.0, total_steps=8, end=8, anneal_strategy=anneal, by_epoch=False)
+        train(tmp_path / 'broken', max_iters=2, param_scheduler=schedule)
+        resumed = train(tmp_path / 'broken', max_iters=4, resume=True, param_scheduler=schedule)
+        unbroken = train(tmp_path / 'unbroken', max_iters=4, param_scheduler=schedule)
+        assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
+        assert resumed.model.slope == unbroken.model.slope
+
     @pytest.mark.parametrize('core', ['core', '_core'])
     def test_checkpoint_of_either_numpy_generation_can_be_read(self, core):
         compat.install()
@@ -297,7 +314,7 @@ class Call:
         return self.call
 
 
-def train(work_dir, max_iters, resume=False):
+def train(work_dir, max_iters, resume=False, **options):
     from mmengine.model import BaseModel
     from mmengine.runner import Runner
 
@@ -321,11 +338,12 @@ def train(work_dir, max_iters, resume=False):
                 collate_fn=dict(type='default_collate'),
             ),
             train_cfg=dict(by_epoch=False, max_iters=max_iters),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
             default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1)),
             log_level=logging.ERROR,
             resume=resume,
-            experiment_name=f'compat_{max_iters}',
+            experiment_name=f'compat_{work_dir.name}_{max_iters}',
+            **options,
         )
         runner.train()
     return runner

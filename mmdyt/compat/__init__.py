@@ -103,13 +103,17 @@ def _stub_missing_drn_localizer() -> None:
 
 # mmengine: resuming under torch.load(weights_only=True)
 
+# numbers, truth values and text: of logged values, of metrics, and of what a data set says of itself (a palette, say)
+DTYPES = ('?', *(kind + size for kind in 'iu' for size in '1248'), 'f2', 'f4', 'f8', 'U1', 'S1')
+
 
 def _allow_resuming_history() -> None:
     """Let `torch.load` read the training history that mmengine writes into each checkpoint.
 
     Since torch 2.6 `torch.load` accepts tensors and plain containers only, unless a class is declared safe. mmengine
-    0.10.7 saves its message hub, which holds `HistoryBuffer` objects, NumPy arrays and NumPy scalars, and cannot resume
-    from what it saved. Declared safe is just what these objects are made of; everything else is still rejected.
+    0.10.7 saves its message hub and what the data set says of itself, which hold `HistoryBuffer` objects, NumPy arrays
+    and NumPy scalars, and cannot load what it saved. Declared safe is just what these objects are made of; everything
+    else is still rejected.
     """
     if find_spec('mmengine') is None or _history_can_be_loaded():
         return
@@ -132,11 +136,11 @@ def _history_can_be_loaded() -> bool:
 
 
 def _history_samples() -> list:
-    """One of each thing that a message hub holds: logged values are floats or ints, best scores NumPy scalars."""
+    """One of each thing that a message hub holds: logged values are floats or ints, best scores any NumPy scalars."""
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
-    scalars = [np.dtype(code).type(1) for code in ('f4', 'f8', 'i4', 'i8')]
+    scalars = [np.zeros(1, code)[0] for code in DTYPES]
     return [HistoryBuffer([0.5], [1]), HistoryBuffer([1], [1]), *scalars]
 
 
@@ -152,7 +156,7 @@ def _history_globals() -> list:
         for core in ('core', '_core')
         for function, name in ((reconstruct, '_reconstruct'), (scalar, 'scalar'))
     ]
-    dtypes = [type(np.dtype(code)) for code in ('f4', 'f8', 'i4', 'i8')]
+    dtypes = [type(np.dtype(code)) for code in DTYPES]
     # A buffer names its four statistics through getattr. The real getattr would open every object to a hostile file.
     return [HistoryBuffer, np.ndarray, np.dtype, *dtypes, *numpy_functions, (_statistic, 'builtins.getattr')]
 
@@ -197,18 +201,19 @@ def _write_test_metrics_once() -> None:
         logger_hook.dump = importlib.import_module('mmengine.dist').master_only(logger_hook.dump)
 
 
-# mmcv, mmseg, mmaction2: single functions of modules that are imported later
+# mmengine, mmcv, mmseg, mmaction2: single functions of modules that may be imported later
 
 
 def _repair_on_import() -> None:
-    """Mend losses and colours as soon as their modules are imported."""
+    """Mend losses, colours and schedulers as soon as their modules are imported."""
     if find_spec('mmengine') is None:
         return
-    from . import colors, losses
+    from . import colors, losses, schedulers
     from .imports import repair_modules
 
     repair_modules(
         {
+            'mmengine.optim.scheduler.param_scheduler': schedulers.repair_one_cycle,
             'mmcv.image.photometric': colors.repair_mmcv_hue,
             'mmaction.datasets.transforms.processing': colors.repair_mmaction_hue,
             'mmseg.models.losses.accuracy': losses.repair_accuracy,

@@ -11,6 +11,8 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
+from mmdyt.files import check_out_file
+
 from .methods import known_methods, use_method
 from .names import near
 
@@ -131,8 +133,9 @@ def dump_predictions(cfg: Config, file: str) -> None:
     Raises:
         ValueError: If the file's name does not end with ``.pkl`` or ``.pickle``, or its folder is missing.
     """
-    if not file.endswith(('.pkl', '.pickle')) or not Path(file).resolve().parent.is_dir():
+    if not file.endswith(('.pkl', '.pickle')):
         raise ValueError(f'--dump must name a .pkl file in an existing folder, got {file}.')
+    check_out_file('--dump', file)
     evaluator = cfg.get('test_evaluator') or []
     metrics = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
     cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=file)]

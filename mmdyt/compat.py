@@ -15,6 +15,8 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
+from mmdyt import compat_saving
+
 
 def install() -> None:
     """Repair the installed OpenMMLab packages, in this process only.
@@ -26,6 +28,8 @@ def install() -> None:
     _allow_resuming_history()
     _load_addresses_safely()
     _write_test_metrics_once()
+    if find_spec('mmengine') is not None:
+        compat_saving.install()
 
 
 # mmcv-lite: mmcv.ops without its compiled part

@@ -19,11 +19,17 @@ LOCK = '.lock'
 
 
 @contextmanager
-def whole_path(path: str | Path) -> Iterator[Path]:
+def whole_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """A name beside ``path`` to write to; once the block has ended well it takes that file's place.
 
-    Whatever goes wrong, a full disk, say, or the end of the process, the file that was there before stays as it was. The
-    name is of this call alone and has the suffix of ``path``. Links stay links; pipes and devices are written as they are.
+    Whatever goes wrong, a full disk, say, or the end of the process, the file that was there before stays as it was.
+    The name is of this call alone and has the suffix of ``path``. Links stay links; pipes and devices are written as
+    they are.
+
+    Args:
+        path: Of the file.
+        sync: Wait until the disk has it, so that it is whole also where the machine goes down. Takes milliseconds,
+            which thousands of files that are easily made again are not worth.
 
     Raises:
         OSError: Naming ``path``, if it cannot be written.
@@ -38,7 +44,8 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         yield part
         if target.exists():
             shutil.copymode(target, part)
-        _to_disk(part)
+        if sync:
+            _to_disk(part)
         os.replace(part, target)
     except OSError as error:
         if error.filename not in (None, str(part), str(target), str(path)):
@@ -51,17 +58,18 @@ def whole_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: str | Path, mode: str = 'w', **options) -> Iterator[IO]:
+def whole_file(path: str | Path, mode: str = 'w', sync: bool = True, **options) -> Iterator[IO]:
     """Open a file to write it as :func:`whole_path` does; text is UTF-8.
 
     Args:
         path: Of the file.
         mode: ``'w'`` or ``'wb'``.
+        sync: Of :func:`whole_path`.
         options: More of those of ``open``.
     """
     if 'b' not in mode:
         options.setdefault('encoding', 'utf-8')
-    with whole_path(path) as part, open(part, mode, **options) as stream:
+    with whole_path(path, sync) as part, open(part, mode, **options) as stream:
         yield stream
 
 
@@ -98,7 +106,8 @@ def check_out_file(name: str, path: str | Path) -> None:
 def hold(folder: Path, name: str = LOCK) -> AbstractContextManager:
     """Hold a folder against other processes until the returned context ends, or the process does, however it does.
 
-    A folder that cannot be locked, because it is read-only or on a file system without locks, is not held; a line says so.
+    A folder that cannot be locked, because it is read-only or on a file system without locks, is not held; a line says
+    so.
 
     Args:
         folder: Is made where it is missing.

@@ -155,7 +155,7 @@ def write_clips(root: Path, counts: dict[str, int], seed: int) -> None:
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Write losslessly (FFV1), making folders as needed: other codecs treat the first frame unlike the rest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_path(path) as part:
+    with whole_path(path, sync=False) as part:
         video = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*'FFV1'), FRAMES, frames.shape[2:0:-1])
         if not video.isOpened():
             raise SystemExit(f'error: OpenCV cannot write {path}: it was built without FFmpeg, or the disk is full.')
@@ -167,7 +167,7 @@ def write_video(path: Path, frames: np.ndarray) -> None:
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write losslessly, making folders as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path, 'wb') as stream:
+    with whole_file(path, 'wb', sync=False) as stream:
         stream.write(cv2.imencode('.png', pixels)[1])
 
 

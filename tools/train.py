@@ -44,7 +44,9 @@ def main() -> None:
             preflight.use_amp(cfg)
         preflight.set_resume(cfg, args.resume)
         preflight.check(cfg, loops=('train', 'val'))
-    Runner.from_cfg(cfg).train()
+        held = preflight.hold_work_dir(cfg)
+    with held:
+        Runner.from_cfg(cfg).train()
     preflight.end_cpu_processes()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmdyt.files import whole_file
+from mmdyt.files import whole_path
 
 PANELS = dict(gmacs='GMACs per sample', tuned='tuned parameters of the backbone (M)')
 MARGIN = 3  # pixels around a point that labels leave free
@@ -52,8 +52,8 @@ def plot(table: Sequence[Mapping], metric: str | None, file: Path) -> None:
     figure.draw_without_rendering()
     for axes, key in zip(panels, PANELS, strict=True):
         _label(axes, {row['method']: (row[key], row['mean']) for row in table if None not in (row[key], row['mean'])})
-    with whole_file(file, 'wb') as stream:
-        figure.savefig(stream, dpi=150, format=file.suffix[1:])
+    with whole_path(file) as part:
+        figure.savefig(part, dpi=150)
 
 
 def _label(axes, points: Mapping[str, tuple[float, float]]) -> None:

@@ -12,6 +12,7 @@ from .config import (
     use_tta,
 )
 from .processes import end_cpu_processes
+from .work_dir import hold_work_dir
 
 __all__ = [
     'add_method_arguments',
@@ -20,6 +21,7 @@ __all__ = [
     'clean_exit',
     'dump_predictions',
     'end_cpu_processes',
+    'hold_work_dir',
     'load_config',
     'paint_predictions',
     'set_resume',

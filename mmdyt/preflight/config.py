@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import find_latest_checkpoint
 
 from mmdyt.files import check_out_file
 
 from .methods import known_methods, use_method
 from .names import near
+from .resume import latest_checkpoint
+from .work_dir import check_launcher
 
 
 @contextmanager
@@ -41,8 +42,9 @@ def load_config(args: Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If the config is missing.
-        ValueError: If the method is unknown, or does not fit the config.
+        ValueError: If the method is unknown, or does not fit the config, or a launcher is missing.
     """
+    check_launcher(args.launcher)
     path = Path(args.config)
     if not path.is_file():
         known = [str(p) for p in Path('configs').rglob('*.py')]
@@ -91,7 +93,9 @@ def use_amp(cfg: Config) -> None:
 
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Resume from a checkpoint, or with ``'auto'`` from the latest in the work dir; none there starts as without."""
-    checkpoint = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        cfg.resume, resume = False, 'auto'  # the config's own wish
+    checkpoint = latest_checkpoint(cfg) if resume == 'auto' else resume
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, checkpoint
 

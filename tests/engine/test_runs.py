@@ -21,9 +21,8 @@ from mmdyt.engine.runs import (
     parse_options,
     split_word,
     train,
-    write_json,
-    write_text,
 )
+from mmdyt.files import write_json, write_text
 
 MARKS = dict(config='c', data='d', source='s')
 SCRIPT = Path('tools/train.py')

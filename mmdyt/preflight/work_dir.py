@@ -1,0 +1,54 @@
+"""Is the work dir this run's own?"""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmdyt.files import hold
+
+RANKS = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse several processes that know nothing of each other: all would write the same files.
+
+    Raises:
+        ValueError: If there are several and no launcher.
+    """
+    size = os.environ.get('WORLD_SIZE', '1')
+    if launcher == 'none' and size.isdigit() and int(size) > 1:
+        raise ValueError(f'--launcher must be given to one of several processes, got none and WORLD_SIZE={size}. '
+                         'Under torchrun it is --launcher pytorch.')  # fmt: skip
+
+
+def check_work_dir(work_dir: str) -> None:
+    """Refuse a work dir that cannot be one.
+
+    Raises:
+        ValueError: If it is a file, lies below one, or must not be written to.
+    """
+    folder = Path(work_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f'--work-dir must be a folder, got {work_dir}: {there} is none.')
+    if not os.access(there, os.W_OK):
+        raise ValueError(f'--work-dir must be a folder that can be written to, got {work_dir}: no permission.')
+
+
+def hold_work_dir(cfg: Config) -> AbstractContextManager:
+    """Hold the work dir against a second run until the context ends; the processes of one run share it.
+
+    Raises:
+        ValueError: If another run is going on there.
+    """
+    if os.environ.get(RANKS.get(cfg.launcher, ''), '0') != '0':
+        return nullcontext()
+    try:
+        return hold(Path(cfg.work_dir))
+    except BlockingIOError as error:
+        raise ValueError(
+            f'--work-dir must be that of no other run that is going on, got {cfg.work_dir}: {error} '
+            'Wait for it, or name another folder.'
+        ) from error

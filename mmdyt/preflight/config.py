@@ -137,7 +137,7 @@ def dump_predictions(cfg: Config, file: str) -> None:
     Raises:
         ValueError: If the file's name does not end with ``.pkl`` or ``.pickle``, or its folder is missing.
     """
-    if not file.endswith(('.pkl', '.pickle')):
+    if not file.endswith(('.pkl', '.pickle')) or not Path(file).resolve().parent.is_dir():
         raise ValueError(f'--dump must name a .pkl file in an existing folder, got {file}.')
     check_out_file('--dump', file)
     evaluator = cfg.get('test_evaluator') or []

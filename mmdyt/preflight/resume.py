@@ -60,13 +60,14 @@ def _checkpoints(folder: Path, hook: dict) -> list[Path]:
 
 def missing_state(checkpoint: dict, cfg: Config | None) -> list[str]:
     """The parts of a checkpoint that a run of this config would have to go on without."""
-    needed = ['meta', 'message_hub', 'optimizer']
+    needed = []
     if cfg is not None and cfg.get('param_scheduler'):
         needed.append('param_schedulers')
     hooks = (cfg.get('custom_hooks') or []) if cfg is not None else []
     if any(isinstance(hook, dict) and str(hook.get('type')).endswith('RNGStateHook') for hook in hooks):
         needed.append('rng_state')
-    return [part for part in needed if part not in checkpoint]
+    missing = [part for part in ('meta', 'message_hub', 'optimizer') if part not in checkpoint]
+    return missing or [part for part in needed if part not in checkpoint]
 
 
 def take_over_seed(meta: dict, cfg: Config) -> None:
@@ -87,11 +88,14 @@ def say_changes(path: str, meta: dict, cfg: Config) -> None:
 def changes(before: str, after: str) -> list[tuple[str, object, object]]:
     """Settings of optimization in which two configs differ, as mmengine writes them: name, old value, new value."""
     try:
-        old, new = (dict(_flat(_read(text))) for text in (before, after))
-    except (SyntaxError, ValueError):  # not written by mmengine
+        old, new = (_read(text) for text in (before, after))
+    except (SyntaxError, ValueError):
         return []
+    if not old:  # not written by mmengine
+        return []
+    old, new = dict(_flat(old)), dict(_flat(new))
     names = [name for name in dict.fromkeys([*old, *new]) if name.startswith(SAID)]
-    pairs = [(name, old.get(name, 'not set'), new.get(name, 'not set')) for name in names] if old else []
+    pairs = [(name, old.get(name, 'not set'), new.get(name, 'not set')) for name in names]
     return [(name, was, now) for name, was, now in pairs if was != now]
 
 

@@ -1,12 +1,14 @@
 """Write a file so that it is there wholly or not at all; hold a folder against a second process."""
 
+import errno
 import json
 import os
 import secrets
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
@@ -43,7 +45,8 @@ def whole_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
         _check_replaceable(target)
         yield part
         if target.exists():
-            shutil.copymode(target, part)
+            with suppress(OSError):  # some file systems have no modes
+                shutil.copymode(target, part)
         if sync:
             _to_disk(part)
         os.replace(part, target)
@@ -140,18 +143,18 @@ def hold(folder: Path, name: str = LOCK) -> AbstractContextManager:
 
 
 def _unheld(folder: Path, error: Exception) -> AbstractContextManager:
-    print(f'warning: {folder} cannot be locked ({error}): see to it that no second run writes there.', flush=True)
+    print(f'warning: {folder} cannot be locked ({error}): see to it that no second run writes there.', file=sys.stderr)
     return nullcontext()
 
 
 def _check_replaceable(target: Path) -> None:
     """Raise what writing over a file would, although renaming could do it."""
     if target.is_dir():
-        raise IsADirectoryError(21, 'it is a folder', str(target))
+        raise IsADirectoryError(errno.EISDIR, 'it is a folder', str(target))
     if not target.parent.is_dir():
-        raise FileNotFoundError(2, 'its folder is missing', str(target))
+        raise FileNotFoundError(errno.ENOENT, 'its folder is missing', str(target))
     if not os.access(target if target.exists() else target.parent, os.W_OK):
-        raise PermissionError(13, 'no permission', str(target))
+        raise PermissionError(errno.EACCES, 'no permission', str(target))
 
 
 def _to_disk(file: Path) -> None:
@@ -159,5 +162,8 @@ def _to_disk(file: Path) -> None:
     handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
     finally:
         os.close(handle)

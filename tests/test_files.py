@@ -201,4 +201,4 @@ def test_where_there_are_no_locks_a_line_says_so(error, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(files.fcntl, 'lockf', lockf)
     with hold(tmp_path):
-        assert f'warning: {tmp_path} cannot be locked' in capsys.readouterr().out
+        assert f'warning: {tmp_path} cannot be locked' in capsys.readouterr().err

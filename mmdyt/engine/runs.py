@@ -169,7 +169,7 @@ def train(run: Run, marks: Mapping[str, str], last: int | None, script: Path, ab
     """
     try:
         held = hold(run.folder, LOCK)  # another lock than that of the training process itself
-    except BlockingIOError as error:
+    except OSError as error:  # another process trains there, or the folder cannot be made
         return Outcome('failed', {}, str(error))
     with held:
         return _train(run, marks, last, script, about)

@@ -11,7 +11,7 @@ from .checkpoints import check_exists, check_fit, check_resumable, pretrained_cf
 from .datasets import check_data, head_classes
 from .names import check_types
 from .processes import use_cpu_processes
-from .work_dir import check_work_dir
+from .work_dir import check_folder
 
 LOOPS = ('train', 'val', 'test')
 PARTS = ('dataloader', 'cfg', 'evaluator')
@@ -32,7 +32,7 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     _check_complete(cfg, loops)
     train, resume = 'train' in loops, 'train' in loops and cfg.get('resume', False)
     if loops and cfg.get('work_dir'):
-        check_work_dir(cfg.work_dir)
+        check_folder('--work-dir', cfg.work_dir)
     if cfg.get('load_from'):
         check_exists('checkpoint', cfg.load_from)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))

@@ -15,7 +15,7 @@ from mmdyt.files import check_out_file
 from .methods import known_methods, use_method
 from .names import near
 from .resume import latest_checkpoint
-from .work_dir import check_launcher
+from .work_dir import check_folder, check_launcher
 
 
 @contextmanager
@@ -120,11 +120,12 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     """Let the config's visualization hook write the prediction of every image into ``folder``.
 
     Raises:
-        ValueError: If the config has no such hook.
+        ValueError: If the config has no such hook, or the folder cannot be written to.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if not hook or not cfg.get('visualizer'):
         raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
+    check_folder('--show-dir', folder)
     # mmseg's hook has a name and a switch of its own
     switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
     hook.update(interval=1, **switch)

@@ -1,6 +1,7 @@
 """From which checkpoint does a run go on, is all of its state in there, and what was changed since?"""
 
 import ast
+import os
 import re
 import sys
 import zipfile
@@ -127,4 +128,5 @@ def _flat(value, name: str = '') -> Iterator[tuple[str, object]]:
 
 
 def _warn(message: str) -> None:
-    print(f'warning: {message}', file=sys.stderr, flush=True)
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        print(f'warning: {message}', file=sys.stderr, flush=True)

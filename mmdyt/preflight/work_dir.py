@@ -23,18 +23,22 @@ def check_launcher(launcher: str) -> None:
                          'Under torchrun it is --launcher pytorch.')  # fmt: skip
 
 
-def check_work_dir(work_dir: str) -> None:
-    """Refuse a work dir that cannot be one.
+def check_folder(name: str, path: str) -> None:
+    """Refuse a folder that cannot be written to, or made.
+
+    Args:
+        name: Of the argument, for the message.
+        path: What the user typed.
 
     Raises:
         ValueError: If it is a file, lies below one, or must not be written to.
     """
-    folder = Path(work_dir).absolute()
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    folder = Path(path).absolute()
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
-        raise ValueError(f'--work-dir must be a folder, got {work_dir}: {there} is none.')
+        raise ValueError(f'{name} must be a folder, got {path}: {there} is none.')
     if not os.access(there, os.W_OK):
-        raise ValueError(f'--work-dir must be a folder that can be written to, got {work_dir}: no permission.')
+        raise ValueError(f'{name} must be a folder that can be written to, got {path}: no permission.')
 
 
 def hold_work_dir(cfg: Config) -> AbstractContextManager:

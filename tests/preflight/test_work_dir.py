@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdyt import preflight
-from mmdyt.preflight.work_dir import check_launcher, check_work_dir
+from mmdyt.preflight.work_dir import check_folder, check_launcher
 
 HOLD = """
 import sys
@@ -69,9 +69,9 @@ def test_a_work_dir_that_is_none_is_refused(place, tmp_path, monkeypatch):
     (tmp_path / 'file').write_text('')
     (tmp_path / 'protected').mkdir()
     monkeypatch.setattr(os, 'access', lambda path, mode: 'protected' not in str(path))
-    with pytest.raises(ValueError, match=f'--work-dir must be a folder.*, got .*{place}: '):
-        check_work_dir(str(tmp_path / place))
-    check_work_dir(str(tmp_path / 'new' / 'newer'))
+    with pytest.raises(ValueError, match=f'--show-dir must be a folder.*, got .*{place}: '):
+        check_folder('--show-dir', str(tmp_path / place))
+    check_folder('--work-dir', str(tmp_path / 'new' / 'newer'))
     assert not (tmp_path / 'new').exists()
 
 

@@ -63,7 +63,7 @@ class RNGStateHook(Hook):
     def before_train(self, runner) -> None:
         """Let workers draw anew in each epoch."""
         loader = runner.train_dataloader
-        if isinstance(runner.train_loop, EpochBasedTrainLoop) and loader.num_workers:
+        if isinstance(runner.train_loop, EpochBasedTrainLoop) and getattr(loader, 'num_workers', 0):
             loader.worker_init_fn = self._seeds = EpochSeeds(loader.worker_init_fn, runner.seed, get_rank())
 
     def before_train_epoch(self, runner) -> None:
@@ -78,7 +78,7 @@ class RNGStateHook(Hook):
         self._epoch, self._trained = (runner.epoch, runner.iter - skipped), None
         if self._seeds is not None:
             self._seeds.start(runner.epoch)
-        if resumes and loader.persistent_workers:
+        if resumes and getattr(loader, 'persistent_workers', False):
             loader.generator = torch.Generator()  # the unbroken run has its workers, and draws no seed for new ones
         if skipped:
             _skip(loop, skipped, partial(self._restore, runner))

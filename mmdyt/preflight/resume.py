@@ -31,11 +31,10 @@ def latest_checkpoint(cfg: Config) -> str | None:
         folders.append(Path(hook['out_dir'], folders[0].name))
     found = [path for folder in folders for path in _checkpoints(folder, hook)]
     note = folders[0] / 'last_checkpoint'
-    said = note.read_text(encoding='utf-8', errors='replace').strip() if note.is_file() else None
-    if said and '://' in said:
+    said = note.read_text(encoding='utf-8', errors='replace').strip() if note.is_file() else ''
+    if '://' in said:
         return said
-    said = said if said is None else Path(said or '-').name
-    named = [folder / said for folder in folders] if said else []
+    named = [folder / Path(said).name for folder in folders] if said else []
     whole = next((path for path in [*named, *found] if path.is_file() and zipfile.is_zipfile(path)), None)
     if whole is None and (said or found):
         raise ValueError(

@@ -17,11 +17,12 @@ WITHIN = dict(
     parts=('mmdyt.core',),
     hosts=('mmdyt.core',),
     models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.registry', 'mmdyt.compat'),
-    engine=('mmdyt.core', 'mmdyt.registry'),
-    preflight=('mmdyt.core', 'mmdyt.registry'),
+    engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files'),
+    preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files'),
     datasets=('mmdyt.registry',),
     registry=(),
-    compat=('mmdyt.datasets.loading',),
+    compat=('mmdyt.files',),
+    files=(),
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart
 OWN = {

@@ -6,7 +6,6 @@ python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py --methods ad
 """
 
 import argparse
-import json
 import os
 import statistics
 from pathlib import Path
@@ -21,6 +20,7 @@ from mmengine.config import Config
 from mmdyt import preflight
 from mmdyt.engine.runs import Run, split_word
 from mmdyt.engine.step_time import Step, device_name, ratio, take_turns
+from mmdyt.files import check_out_file, write_json
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,8 +79,8 @@ def main() -> None:
         for name in ('rounds', 'threads'):
             if getattr(args, name) < 1:
                 raise ValueError(f'--{name} must be at least 1, got {getattr(args, name)}.')
-        if args.json and not args.json.resolve().parent.is_dir():
-            raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
+        if args.json:
+            check_out_file('--json', args.json)
         torch.set_num_threads(args.threads)
         steps = [
             Step(' '.join([name, *[method] * bool(method)]), read_config(name, method, args.amp), args.seed)
@@ -95,7 +95,8 @@ def main() -> None:
     for row in result['steps']:
         print(f'{row["median_s"]:9.3f} s{row["ratio"]:7.2f} x  {row["config"]}')
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + '\n')
+        with preflight.clean_exit():
+            write_json(args.json, result)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ python tools/calibrate.py configs/dyt/vitb_cifar100.py work_dirs/vitb_cifar100/e
 """
 
 import argparse
+import io
 import math
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.core.part import Delta, Dispatcher
 from mmdyt.engine.calibration import calibrate_host, sentence, wanted_rate
 from mmdyt.engine.evidence import fit_host, fit_sentence
+from mmdyt.files import check_out_file, whole_file
 from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
@@ -54,8 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 def check_out(out: Path, checkpoint: str) -> None:
     """Refuse a file that cannot be written, or that is the checkpoint itself."""
-    if not out.resolve().parent.is_dir() or out.is_dir():
-        raise ValueError(f'out must name a file in an existing folder, got {out}.')
+    check_out_file('out', out)
     if out.exists() and Path(checkpoint).exists() and out.samefile(checkpoint):
         raise ValueError(f'out must name another file than the checkpoint, got {out} for both.')
 
@@ -97,7 +98,9 @@ def write(model: nn.Module, checkpoint: str, out: Path) -> None:
     for name in capacities:  # of an earlier calibration
         del content['state_dict'][name]
     content['state_dict'].update({name: tensor.cpu() for name, tensor in dispatcher_tensors(model).items()})
-    torch.save(content, out)
+    with io.BytesIO() as whole, whole_file(out, 'wb') as stream:  # torch does not say why it could not write a file
+        torch.save(content, whole)
+        stream.write(whole.getbuffer())
 
 
 def report(found: dict[str, Calibrated], target_rate: float | None) -> str:

@@ -23,6 +23,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt import preflight
+from mmdyt.files import write_text
 from mmdyt.preflight.check import LOOPS
 from mmdyt.preflight.datasets import check_data, head_classes, nested
 
@@ -132,7 +133,8 @@ def main() -> None:
             broken += len(wrong)
             if args.out:
                 sound = [f'{text}\n' for line, text in enumerate(lines, 1) if line not in wrong]
-                targets[file].write_text(''.join(sound), encoding='utf-8')
+                with preflight.clean_exit():
+                    write_text(targets[file], ''.join(sound))
     sys.exit(1 if broken else 0)
 
 

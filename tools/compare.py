@@ -29,8 +29,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmdyt import preflight
 from mmdyt.engine.comparison import Trials, choose_metric, rows, stored, to_csv, to_markdown
 from mmdyt.engine.comparison_plot import plot
-from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train, write_json, write_text
+from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train
 from mmdyt.engine.step_time import StepTimes, device_name
+from mmdyt.files import write_json, write_text
 from mmdyt.preflight.fingerprint import digest, fingerprint, versions
 
 TRAIN = Path(__file__).with_name('train.py')

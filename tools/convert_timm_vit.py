@@ -9,6 +9,7 @@ were normalised: AugReg wants mean = std = 127.5, DeiT the ImageNet statistics.
 """
 
 import argparse
+import io
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from mmdyt.files import whole_file
 
 WRAPPERS = ('model', 'state_dict', 'model_ema')
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -295,13 +298,9 @@ def read(src):
 def write(checkpoint, dst):
     """Write beside DST, then rename: DST is whole or absent."""
     dst.parent.mkdir(parents=True, exist_ok=True)
-    part = dst.with_name(f'.{dst.name}.{os.getpid()}.part')
-    try:
-        with part.open('xb') as file:
-            torch.save(checkpoint, file)
-        part.replace(dst)
-    finally:
-        part.unlink(missing_ok=True)
+    with io.BytesIO() as whole, whole_file(dst, 'wb') as file:  # torch does not say why it could not write a file
+        torch.save(checkpoint, whole)
+        file.write(whole.getbuffer())
 
 
 def main(argv=None):

@@ -32,7 +32,7 @@ from mmseg.apis import inference_model, init_model
 from mmdyt.core.grid import active_share
 from mmdyt.core.observe import record_dispatch
 from mmdyt.core.tuning import count_parameters
-from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack
+from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack, write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, TUNE = 'configs/demo/pretrain_shapes.py', 'configs/demo/dyt_shapes.py'
@@ -184,7 +184,7 @@ def draw_picture(work_dir: Path, model, count: int = 6) -> Path:
     steps = np.linspace(0, 1, 5)
     scale = legend([f'in {step:.0%} of layers' for step in steps], heat_map(steps[None])[0], table.shape[1])
     path = work_dir / 'demo.png'
-    cv2.imwrite(str(path), framed(stack([table, classes, scale])))
+    write_picture(path, framed(stack([table, classes, scale])))
     return path
 
 

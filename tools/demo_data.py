@@ -16,6 +16,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mmdyt.files import whole_file, whole_path, write_text
+
 SHAPES = ('disc', 'triangle', 'ring', 'cross')
 TEXTURES = ('plain', 'rows', 'columns', 'checker', 'dots')
 DIRECTIONS = ('right', 'left', 'down', 'up')  # each axis forwards, then backwards
@@ -147,24 +149,26 @@ def write_clips(root: Path, counts: dict[str, int], seed: int) -> None:
             rng = np.random.default_rng([seed, 2, split == 'val', i // 2])  # a pair is one clip and its reverse
             write_video(root / split / name, draw_clip(rng, DIRECTIONS[label]))
             lines.append(f'{name} {label}\n')
-        (root / f'{split}.txt').write_text(''.join(lines))
+        write_text(root / f'{split}.txt', ''.join(lines))
 
 
 def write_video(path: Path, frames: np.ndarray) -> None:
     """Write losslessly (FFV1), making folders as needed: other codecs treat the first frame unlike the rest."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'FFV1'), FRAMES, frames.shape[2:0:-1])
-    if not video.isOpened():
-        raise SystemExit(f'error: OpenCV cannot write {path}: it was built without FFmpeg, or the disk is full.')
-    for frame in frames:
-        video.write(frame)
-    video.release()
+    with whole_path(path, sync=False) as part:
+        video = cv2.VideoWriter(str(part), cv2.VideoWriter_fourcc(*'FFV1'), FRAMES, frames.shape[2:0:-1])
+        if not video.isOpened():
+            raise SystemExit(f'error: OpenCV cannot write {path}: it was built without FFmpeg, or the disk is full.')
+        for frame in frames:
+            video.write(frame)
+        video.release()
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write losslessly, making folders as needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), pixels)
+    with whole_file(path, 'wb', sync=False) as stream:
+        stream.write(cv2.imencode('.png', pixels)[1])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,7 +4,6 @@ python tools/get_flops.py configs/dyt/upernet_vitb_ade20k.py [--shape H W] [--ra
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from mmdyt import compat
@@ -21,6 +20,7 @@ from mmdyt import preflight
 from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.tuning import count_parameters
 from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs
+from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.names import check_types
 
 
@@ -116,8 +116,8 @@ def main() -> None:
             raise ValueError(f'--rate must lie in [0, 1], got {args.rate}. Rates are fractions, not percent.')
         if args.shape and min(args.shape) < 1:
             raise ValueError(f'--shape must hold two positive sizes in pixels, got {args.shape}.')
-        if args.json and not args.json.resolve().parent.is_dir():
-            raise ValueError(f'--json must name a file in an existing folder, got {args.json}.')
+        if args.json:
+            check_out_file('--json', args.json)
         if args.frames is not None and args.frames < 1:
             raise ValueError(f'--frames must be at least 1, got {args.frames}.')
         cfg = preflight.load_config(args)
@@ -131,7 +131,8 @@ def main() -> None:
         counts = count(host, shape, rate, frames)
     print(report(counts, shape, rate, frames))
     if args.json:
-        args.json.write_text(json.dumps(counts, indent=2) + '\n')
+        with preflight.clean_exit():
+            write_json(args.json, counts)
 
 
 if __name__ == '__main__':

@@ -44,9 +44,11 @@ def main() -> None:
             preflight.use_amp(cfg)
         preflight.set_resume(cfg, args.resume)
         preflight.check(cfg, loops=('train', 'val'))
-    runner = preflight.build_runner(cfg)
-    with watched(runner):
-        runner.train()
+        held = preflight.hold_work_dir(cfg)
+    with held:
+        runner = preflight.build_runner(cfg)
+        with watched(runner):
+            runner.train()
     preflight.end_cpu_processes()
 
 

@@ -18,7 +18,8 @@ compat.install()
 from mmengine.config import Config
 
 from mmdyt import preflight
-from mmdyt.engine.runs import FILE, Run, known, last_step, train, write_json
+from mmdyt.engine.runs import FILE, Run, known, last_step, train
+from mmdyt.files import write_json
 from mmdyt.preflight.fingerprint import fingerprint
 
 TRAIN = Path(__file__).with_name('train.py')

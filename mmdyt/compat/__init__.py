@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
-from mmdyt.datasets.loading import install as name_bad_files
+from . import loading, saving
 
 
 def install() -> None:
@@ -28,8 +28,10 @@ def install() -> None:
     _allow_resuming_history()
     _load_addresses_safely()
     _write_test_metrics_once()
-    name_bad_files()
     _repair_on_import()
+    loading.install()
+    if find_spec('mmengine') is not None:
+        saving.install()
 
 
 # mmcv-lite: mmcv.ops without its compiled part

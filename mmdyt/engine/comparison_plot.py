@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mmdyt.files import whole_path
+
 PANELS = dict(gmacs='GMACs per sample', tuned='tuned parameters of the backbone (M)')
 MARGIN = 3  # pixels around a point that labels leave free
 PLACES = [  # where a label may stand, the first that is free: points to the right and up, and how it is aligned
@@ -50,9 +52,8 @@ def plot(table: Sequence[Mapping], metric: str | None, file: Path) -> None:
     figure.draw_without_rendering()
     for axes, key in zip(panels, PANELS, strict=True):
         _label(axes, {row['method']: (row[key], row['mean']) for row in table if None not in (row[key], row['mean'])})
-    part = file.with_name(f'.{file.name}.part{file.suffix}')
-    figure.savefig(part, dpi=150)
-    part.replace(file)
+    with whole_path(file) as part:
+        figure.savefig(part, dpi=150)
 
 
 def _label(axes, points: Mapping[str, tuple[float, float]]) -> None:

@@ -1,9 +1,12 @@
 """Pictures of predictions and of active tokens. Images are (H, W, 3), 8 bits, blue first, as OpenCV has them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from mmdyt.files import whole_file
 
 MARGIN = 8
 FONT = dict(fontFace=cv2.FONT_HERSHEY_SIMPLEX, fontScale=0.45, color=(0, 0, 0), thickness=1, lineType=cv2.LINE_AA)
@@ -56,3 +59,9 @@ def stack(pictures: Sequence[np.ndarray]) -> np.ndarray:
 def framed(picture: np.ndarray) -> np.ndarray:
     """Add a white margin."""
     return cv2.copyMakeBorder(picture, *[MARGIN] * 4, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+
+
+def write_picture(file: Path, picture: np.ndarray) -> None:
+    """Write a picture; its ending says which kind. OpenCV itself does not say when it could not."""
+    with whole_file(file, 'wb') as stream:
+        stream.write(cv2.imencode(file.suffix, picture)[1])

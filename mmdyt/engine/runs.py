@@ -6,7 +6,6 @@ A result is used again while all that it depends on is the same; see :mod:`mmdyt
 import argparse
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -19,9 +18,10 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from mmdyt.engine.finite import EXIT_CODE as NOT_FINITE
+from mmdyt.files import hold, write_json
 
 FORMAT = 1  # of a result's file
-FILE, STARTED, OUTPUT = 'result.json', 'started.json', 'output.txt'
+FILE, STARTED, OUTPUT, LOCK = 'result.json', 'started.json', 'output.txt', '.run.lock'
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,16 @@ def train(run: Run, marks: Mapping[str, str], last: int | None, script: Path, ab
         script: ``tools/train.py``.
         about: More to keep with the result.
     """
-    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = hold(run.folder, LOCK)  # another lock than that of the training process itself
+    except OSError as error:  # another process trains there, or the folder cannot be made
+        return Outcome('failed', {}, str(error))
+    with held:
+        return _train(run, marks, last, script, about)
+
+
+def _train(run: Run, marks: Mapping[str, str], last: int | None, script: Path, about: Mapping | None) -> Outcome:
+    """As :func:`train`, in a folder that nobody else writes to."""
     (run.folder / FILE).unlink(missing_ok=True)
     resume = _checkpoint(run.folder, marks, last)
     if resume is None:
@@ -220,24 +229,6 @@ def last_validation(folder: Path, last: int | None) -> dict[str, float] | None:
 def last_loss(folder: Path) -> float:
     """The last loss that the latest run in ``folder`` logged; 0 if none."""
     return next((row['loss'] for row in reversed(_log(folder)) if 'loss' in row), 0.0)
-
-
-def write_json(file: Path, content) -> None:
-    """Write a file so that it is there wholly or not at all, also where the machine goes down meanwhile."""
-    write_text(file, json.dumps(content, indent=1, allow_nan=False) + '\n')
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a file so that it is there wholly or not at all."""
-    part = file.with_name(f'.{file.name}.{os.getpid()}')
-    try:
-        with part.open('w', encoding='utf-8') as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _checkpoint(folder: Path, marks: Mapping[str, str], last: int | None) -> Path | None:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmengine.utils import import_modules_from_strings
 
-from mmdyt.engine.runs import write_json
+from mmdyt.files import write_json
 
 
 class Step:

@@ -12,6 +12,7 @@ from .config import (
     use_tta,
 )
 from .processes import build_runner, end_cpu_processes, is_flexible
+from .work_dir import hold_work_dir
 
 __all__ = [
     'add_method_arguments',
@@ -21,6 +22,7 @@ __all__ = [
     'clean_exit',
     'dump_predictions',
     'end_cpu_processes',
+    'hold_work_dir',
     'is_flexible',
     'load_config',
     'paint_predictions',

@@ -12,6 +12,7 @@ from .datasets import check_data, head_classes
 from .labels import check_labels
 from .names import check_types
 from .processes import check_runner, keep_wrapper, use_cpu_processes
+from .work_dir import check_folder
 
 LOOPS = ('train', 'val', 'test')
 PARTS = ('dataloader', 'cfg', 'evaluator')
@@ -31,6 +32,8 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     """
     _check_complete(cfg, loops)
     train, resume = 'train' in loops, 'train' in loops and cfg.get('resume', False)
+    if loops and cfg.get('work_dir'):
+        check_folder('--work-dir', cfg.work_dir)
     if cfg.get('load_from'):
         check_exists('checkpoint', cfg.load_from)
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
@@ -45,7 +48,7 @@ def check(cfg: Config, loops: tuple[str, ...]) -> None:
     for where, init_cfg in pretrained:
         check_exists(f'{where}.checkpoint', init_cfg.get('checkpoint'))
     if resume:
-        check_resumable(cfg.load_from)
+        check_resumable(cfg.load_from, cfg)
     model = MODELS.build(cfg.model)
     if cfg.get('load_from'):
         check_fit(model, read_tensors(cfg.load_from), cfg.load_from, exact=resume or not train)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.nn as nn
+from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from .finite import check_finite, check_finite_state
+from .resume import missing_state, say_changes, take_over_seed
 
 
 def check_exists(name: str, path: str | None) -> None:
@@ -74,14 +76,18 @@ def read_checkpoint(path: str) -> dict:
     return {**(checkpoint if 'state_dict' in checkpoint else {}), 'state_dict': tensors}
 
 
-def check_resumable(path: str) -> None:
+def check_resumable(path: str, cfg: Config | None = None) -> None:
     """Refuse a checkpoint that training did not write, or whose config mmengine would execute on resuming.
+
+    Args:
+        path: Of the checkpoint.
+        cfg: The config that goes on from it; what it changes is said, and a seed that it lacks is set.
 
     Raises:
         ValueError: If it holds no state of training, or code, or is not finite.
     """
     checkpoint = read_checkpoint(path)
-    missing = [part for part in ('meta', 'message_hub', 'optimizer') if part not in checkpoint]
+    missing = missing_state(checkpoint, cfg)
     if missing:
         raise ValueError(
             f'checkpoint must hold the state of training to resume from, got {path} without {", ".join(missing)}. '
@@ -90,6 +96,9 @@ def check_resumable(path: str) -> None:
     check_finite_state(checkpoint, path)
     if not _is_plain(checkpoint['meta'].get('config', '')):
         raise ValueError(f'checkpoint must hold a config of plain values, got code in that of {path}.')
+    if cfg is not None:
+        say_changes(path, checkpoint['meta'], cfg)
+        take_over_seed(checkpoint['meta'], cfg)
 
 
 def _is_plain(config: str) -> bool:

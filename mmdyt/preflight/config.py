@@ -9,11 +9,14 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import find_latest_checkpoint
+
+from mmdyt.files import check_out_file
 
 from .methods import known_methods, use_method
 from .names import near
 from .processes import check_launcher
+from .resume import latest_checkpoint
+from .work_dir import check_folder
 
 
 @contextmanager
@@ -91,7 +94,9 @@ def use_amp(cfg: Config) -> None:
 
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Resume from a checkpoint, or with ``'auto'`` from the latest in the work dir; none there starts as without."""
-    checkpoint = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if resume is None and cfg.get('resume') and not cfg.get('load_from'):
+        cfg.resume, resume = False, 'auto'  # the config's own wish
+    checkpoint = latest_checkpoint(cfg) if resume == 'auto' else resume
     if checkpoint is not None:
         cfg.resume, cfg.load_from = True, checkpoint
 
@@ -116,11 +121,12 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     """Let the config's visualization hook write the prediction of every image into ``folder``.
 
     Raises:
-        ValueError: If the config has no such hook.
+        ValueError: If the config has no such hook, or the folder cannot be written to.
     """
     hook = cfg.get('default_hooks', {}).get('visualization')
     if not hook or not cfg.get('visualizer'):
         raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
+    check_folder('--show-dir', folder)
     # mmseg's hook has a name and a switch of its own
     switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
     hook.update(interval=1, **switch)
@@ -135,6 +141,7 @@ def dump_predictions(cfg: Config, file: str) -> None:
     """
     if not file.endswith(('.pkl', '.pickle')) or not Path(file).resolve().parent.is_dir():
         raise ValueError(f'--dump must name a .pkl file in an existing folder, got {file}.')
+    check_out_file('--dump', file)
     evaluator = cfg.get('test_evaluator') or []
     metrics = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
     cfg.test_evaluator = [*metrics, dict(type='DumpResults', out_file_path=file)]

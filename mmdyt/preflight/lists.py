@@ -102,7 +102,7 @@ def check_class_folders(folder: str, where: str, num_classes: int | None = None)
     """Refuse a folder whose sub-folders, one a class, are none or more than the head's classes.
 
     Args:
-        folder: What holds them; hidden ones are none, see ``mmdyt/datasets/loading.py``.
+        folder: What holds them; hidden ones are none, see ``mmdyt/compat/loading.py``.
         where: Path of the data set in the config, for the message.
         num_classes: The most there may be; None is any number.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -22,9 +23,8 @@ from mmdyt.engine.runs import (
     parse_options,
     split_word,
     train,
-    write_json,
-    write_text,
 )
+from mmdyt.files import hold, write_json, write_text
 
 MARKS = dict(config='c', data='d', source='s')
 SCRIPT = Path('tools/train.py')
@@ -283,3 +283,19 @@ def test_json_has_no_numbers_that_are_none(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / 'x.json', dict(a=float('nan')))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_another_process_trains_is_left_to_it(run, process):
+    run.folder.mkdir()
+    reader, writer = os.pipe()
+    if (child := os.fork()) == 0:
+        with hold(run.folder, runs.LOCK):
+            os.write(writer, b'x')
+            signal.pause()
+    assert os.read(reader, 1) == b'x'
+    (run.folder / 'result.json').write_text('theirs')
+    found = train(run, MARKS, 2, SCRIPT)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert found.state == 'failed' and f'is in use by process {child} on ' in found.reason
+    assert not process.commands and (run.folder / 'result.json').read_text() == 'theirs'

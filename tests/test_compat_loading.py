@@ -17,7 +17,7 @@ import mmpretrain.datasets  # noqa: E402, F401
 import mmseg.datasets  # noqa: E402, F401
 from mmengine.registry import DATASETS, DefaultScope  # noqa: E402
 
-from mmdyt.datasets.loading import install, is_cut_jpeg  # noqa: E402
+from mmdyt.compat.loading import install, is_cut_jpeg  # noqa: E402
 
 NOISE = np.random.default_rng(0).integers(0, 255, (32, 48, 3)).astype(np.uint8)
 JPEG, PNG = (cv2.imencode(ending, NOISE)[1].tobytes() for ending in ('.jpg', '.png'))

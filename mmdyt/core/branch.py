@@ -1,13 +1,14 @@
 """A residual branch of a frozen network with parts beside it. B images, N tokens, C width."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from .attention import Layout
+from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token
 from .executors import EXECUTORS, Branch, read_prefix
 from .macs import Count
@@ -76,9 +77,6 @@ class DynamicBranch(nn.Module):
         self.inference = inference
         self.training_executor = training
         self._words: dict[str, list[str]] = {place: [] for place in PLACES}
-        self._rules: list[Rule] = []
-        self._records: list[Any] = []
-        self._watchers: list[Callable[[Tensor], None]] = []
         for part in parts:
             if part is not None:
                 self.add(part)
@@ -111,7 +109,8 @@ class DynamicBranch(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether every token runs the branch, whatever its dispatcher would say."""
-        return bool(self._rules) and self._rules[-1] is run_all
+        rules = asked_of(RULES, self)
+        return bool(rules) and rules[-1] is run_all
 
     def reset_parameters(self) -> None:
         """Draw the start values of all parts anew."""
@@ -144,7 +143,7 @@ class DynamicBranch(nn.Module):
         self._record(x, dispatch, executor, read)
         if dispatch.complete:
             update = branch(x, Layout(read=read))
-            for watcher in self._watchers:
+            for watcher in asked_of(WATCHERS, self):
                 watcher(update)
             return out + update
         for delta in self.deltas('inactive'):
@@ -159,9 +158,8 @@ class DynamicBranch(nn.Module):
         """What the dispatcher, or a rule from outside, decides."""
         if self.dispatcher is None:
             return every_token(x, state.prefix + state.prompts)
-        if self._rules:
-            return self._rules[-1](self.dispatcher, x, state)
-        return self.dispatcher(x, state)
+        rules = asked_of(RULES, self)
+        return rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
 
     def _executor(self, dispatch: Dispatch) -> str:
         """Which executor runs now."""
@@ -171,8 +169,18 @@ class DynamicBranch(nn.Module):
             return self.training_executor
         return 'masked' if torch.is_grad_enabled() else self.inference
 
+    def _replicate_for_data_parallel(self) -> 'DynamicBranch':
+        """Not within a context: the threads of ``nn.DataParallel`` do not copy that of the one that starts them."""
+        if any(asked_of(what, self) for what in (RULES, RECORDS, WATCHERS)):
+            raise RuntimeError(
+                'model must not be replicated within complete_model, record_dispatch and the like, got '
+                'nn.DataParallel. Take DistributedDataParallel, or one device.'
+            )
+        return super()._replicate_for_data_parallel()
+
     def _record(self, x: Tensor, dispatch: Dispatch, executor: str, read: int | None) -> None:
-        if not self._records:
+        records = asked_of(RECORDS, self)
+        if not records:
             return
         tokens = x.shape[1]
         # for a mask that is learnt, split runs the inactive tokens too, without gradients
@@ -180,9 +188,5 @@ class DynamicBranch(nn.Module):
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
         asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
         run = BranchRun(tokens if read is None else read, asked, ran if read is None else read, ran)
-        for record in self._records:
+        for record in records:
             record.add(self, dispatch, run)
-
-    def __getstate__(self) -> dict:
-        """A copy (of an averaged model, say) does not write into the records of the original."""
-        return super().__getstate__() | dict(_records=[], _watchers=[], _rules=[])

@@ -5,6 +5,7 @@ import torch
 import torch.nn as nn
 
 from mmdyt.core.branch import DynamicBranch
+from mmdyt.core.context import RULES, asked_of
 from mmdyt.core.fit.calibrate import calibrate, measured_rates, token_dispatchers
 from mmdyt.core.fit.evidence import FLOOR, _log_evidence, fit_dispatchers
 from mmdyt.core.fit.request import CalibrationRequest
@@ -122,7 +123,7 @@ def test_only_gates_change_and_modes_and_hooks_are_as_before():
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f'branches.{i}.dispatcher.gate.{name}' for i in range(2) for name in ('weight', 'bias')}
     assert [module.training for module in model.modules()] == modes
-    assert not any(branch._rules or branch.dispatcher._forward_hooks for branch in model.branches)
+    assert not any(asked_of(RULES, b) or b.dispatcher._forward_hooks for b in model.branches)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .attention import Layout
+from .attention import Layout, check_tracing, exporting
 from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token
 from .executors import EXECUTORS, Branch, read_prefix
@@ -167,7 +167,11 @@ class DynamicBranch(nn.Module):
             return 'masked'
         if self.training:
             return self.training_executor
-        return 'masked' if torch.is_grad_enabled() else self.inference
+        if torch.is_grad_enabled():
+            return 'masked'
+        if self.inference == 'packed' and exporting():
+            check_tracing()  # while an MLP may be traced packed
+        return self.inference
 
     def _replicate_for_data_parallel(self) -> 'DynamicBranch':
         """Not within a context: the threads of ``nn.DataParallel`` do not copy that of the one that starts them."""

@@ -16,6 +16,7 @@ from mmdyt.core.fit.evidence import fit_dispatchers
 from mmdyt.core.fit.mean_update import fit_mean_updates
 from mmdyt.core.fit.request import check_batches
 from mmdyt.core.observe import dynamic_branches, record_dispatch
+from mmdyt.core.options import is_number
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
@@ -104,12 +105,12 @@ class EvidenceHook(Hook):
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
     def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8, feature_weight: float = 0.0):
-        if not 0 <= begin < 1:
-            raise ValueError(f'begin must lie in [0, 1), got {begin}.')
-        if not begin <= end <= 1:
-            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
+        if not (is_number(begin) and 0 <= begin < 1):
+            raise ValueError(f'begin must lie in [0, 1), got {begin!r}.')
+        if not (is_number(end) and begin <= end <= 1):
+            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end!r}.')
         check_batches(num_batches)
-        if not (isinstance(feature_weight, int | float) and 0 <= feature_weight < math.inf):
+        if not (is_number(feature_weight) and feature_weight >= 0):
             raise ValueError(f'feature_weight must be at least 0, got {feature_weight!r}.')
         self.begin = begin
         self.end = end

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
 from mmdyt.core.branch import INFERENCE, TRAINING
+from mmdyt.core.options import check_switches, is_integer
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -96,8 +97,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
         if inference not in INFERENCE:
             raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
-        if not isinstance(skip_unread, bool):
-            raise ValueError(f'skip_unread must be True or False, got {skip_unread!r}.')
+        check_switches(skip_unread=skip_unread)
         if 'frozen_stages' in vit:
             raise ValueError(
                 f'frozen_stages must not be set, got {vit["frozen_stages"]}. Choose what is trained with tuned=...'
@@ -251,6 +251,6 @@ def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
     if not isinstance(layers, list | tuple | range) or not layers:
         raise ValueError(f'layers must be a list of indices, or None for all, got {layers!r}.')
     for layer in layers:
-        if not (isinstance(layer, int) and -depth <= layer < depth):
+        if not (is_integer(layer) and -depth <= layer < depth):
             raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
     return sorted({layer % depth for layer in layers})

@@ -61,6 +61,8 @@ class TauScheduleHook(Hook):
                 'model must have a mmdyt.TokenDispatcher for mmdyt.TauScheduleHook, got none. '
                 'Set model.backbone.dispatcher, or leave the hook out of custom_hooks.'
             )
+        if runner.max_iters < 1:
+            raise ValueError(f'max_iters must be at least 1 with mmdyt.TauScheduleHook, got {runner.max_iters}.')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set and log the temperature of this iteration."""

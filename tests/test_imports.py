@@ -34,7 +34,6 @@ OWN = {
     'datasets/clips': 'mmaction',
 }
 STANDARD = {'collections', 'contextlib', 'contextvars', 'dataclasses', 'functools', 'math', 'numbers', 're', 'typing'}
-STANDARD |= {'warnings'}
 # blocks what is built on OpenMMLab, then imports every module of core and parts, and all their tests
 BARE = """
 import importlib.util, pkgutil, sys

@@ -23,6 +23,13 @@ TRAINING = ('masked', 'split', 'masked_all_keys')
 Rule = Callable[[Dispatcher, Tensor, TokenState], Dispatch]
 
 
+class NothingSkippedWarning(UserWarning):
+    """Gradients are enabled in inference, so every token ran every branch.
+
+    Whoever wants these gradients silences it: ``warnings.simplefilter('ignore', NothingSkippedWarning)``.
+    """
+
+
 def run_all(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
     """The rule of the complete model: every token runs; the dispatcher is not asked."""
     return every_token(x, dispatcher.num_prefix_tokens + state.prompts)
@@ -58,7 +65,8 @@ class DynamicBranch(nn.Module):
             treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
             inference of attention compute different functions.
 
-    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place.
+    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place. The backbone
+    then says once that nothing was skipped, by a :class:`NothingSkippedWarning`.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -141,6 +149,8 @@ class DynamicBranch(nn.Module):
         dispatch = self._decide(x, state)  # eqs. (3), (4)
         executor = self._executor(dispatch)
         self._record(x, dispatch, executor, read)
+        if executor != self.inference and not (self.training or dispatch.complete or dispatch.mask.requires_grad):
+            state.unskipped = True
         if dispatch.complete:
             update = branch(x, Layout(read=read))
             for watcher in asked_of(WATCHERS, self):

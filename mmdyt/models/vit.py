@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
-from mmdyt.core.branch import INFERENCE, TRAINING
+from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.options import check_switches, is_integer
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
@@ -72,6 +72,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     Raises:
         ValueError: If an argument is out of range, or clips have not the frames that a ``MoEAdapter`` mixes.
     """
+
+    _told = False  # that nothing was skipped
 
     def __init__(
         self,
@@ -209,6 +211,15 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 features = x if state.read is not None else state.restore(x)
                 features = self.call('norm.final', features) if last and self.final_norm else features
                 outs.append(self._format_output(features, grid))
+        if state.unskipped and not (self._told or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._told = True
+            warnings.warn(
+                'torch.no_grad() must be around the inference of a dispatched model, got one with gradients enabled: '
+                'every token ran, none was skipped. For gradients (saliency maps) silence this by '
+                "warnings.simplefilter('ignore', mmdyt.core.branch.NothingSkippedWarning).",
+                NothingSkippedWarning,
+                stacklevel=3,  # whoever called forward
+            )
         return tuple(outs)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:

@@ -1,6 +1,5 @@
 """What a fit or calibration that is refused gives back."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,7 +14,7 @@ def unless_refused(model: nn.Module) -> Iterator[None]:
     found = [
         part for branch in dynamic_branches(model).values() for part in (branch.dispatcher, *branch.deltas('inactive'))
     ]
-    before = [copy.deepcopy(part.state_dict()) for part in found]
+    before = [{name: value.clone() for name, value in part.state_dict().items()} for part in found]
     try:
         yield
     except BaseException:

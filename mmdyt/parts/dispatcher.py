@@ -106,6 +106,8 @@ class TokenDispatcher(Dispatcher):
         """
         if capacity is not None and not (is_number(capacity) and 0 <= capacity <= 1):
             raise ValueError(f'capacity must lie in [0, 1], got {capacity!r}. It is a fraction, not percent.')
+        if isinstance(threshold, float) and math.isnan(threshold):
+            raise ValueError(f'threshold must be a number or infinite, got {threshold}. No token would be active.')
         if threshold is not None:
             self.threshold.fill_(threshold)
         self.capacity = capacity

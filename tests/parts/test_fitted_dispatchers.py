@@ -179,3 +179,9 @@ def test_a_calibration_that_fails_midway_leaves_every_threshold_and_capacity_as_
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert [dispatcher.capacity for dispatcher in token_dispatchers(model).values()] == [None, 0.5]
+
+
+@pytest.mark.parametrize('ridge', [0, -1.0, True, '1', torch.nan, torch.inf])
+def test_a_ridge_that_is_no_positive_number_is_refused(ridge):
+    with pytest.raises(ValueError, match=f'^ridge must be a positive number, got {ridge!r}'):
+        fit_dispatchers(build(), [lambda: 0], ridge)

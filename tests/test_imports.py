@@ -34,7 +34,7 @@ OWN = {
     'datasets/svhn': 'mmpretrain',
     'datasets/clips': 'mmaction',
 }
-STANDARD = {'math', 're', 'collections', 'contextlib', 'dataclasses', 'functools', 'typing'}
+STANDARD = {'collections', 'contextlib', 'contextvars', 'dataclasses', 'functools', 'math', 'numbers', 're', 'typing'}
 # blocks what is built on OpenMMLab, then imports every module of core and parts, and all their tests
 BARE = """
 import importlib.util, pkgutil, sys

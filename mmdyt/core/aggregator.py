@@ -5,6 +5,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .attention import dot_product_attention
+from .options import check_switches, is_integer
 
 
 class CrossAttentionAggregator(nn.Module):
@@ -37,11 +38,12 @@ class CrossAttentionAggregator(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, temporal_positions: int = 0, fold_projections: bool = False):
         super().__init__()
-        if not (isinstance(num_heads, int) and num_heads >= 1 and dim % num_heads == 0):
+        if not (is_integer(num_heads) and num_heads >= 1 and dim % num_heads == 0):
             raise ValueError(f'num_heads must be a divisor of dim {dim}, got {num_heads!r}.')
-        if not (isinstance(temporal_positions, int) and temporal_positions >= 0):
+        if not (is_integer(temporal_positions) and temporal_positions >= 0):
             raise ValueError(f'temporal_positions must be a number of frames, or 0, got {temporal_positions!r}.')
         self.num_heads = num_heads
+        check_switches(fold_projections=fold_projections)
         self.fold_projections = fold_projections
         self.query = nn.Parameter(torch.empty(dim))
         self.temporal_positions = nn.Parameter(torch.empty(temporal_positions, dim)) if temporal_positions else None

@@ -29,11 +29,30 @@ class Layout(NamedTuple):
         """The tokens of ``x`` whose update is wanted: (B, read, C), or all of ``x``."""
         if self.read is None or self.lengths is None:
             return x[:, : self.read]
+        check_tracing()
         starts = torch.tensor((0, *self.lengths[:-1]), device=x.device).cumsum(0)
         return x[0, starts[:, None] + torch.arange(self.read, device=x.device)]
 
 
 DENSE = Layout()
+
+
+def check_tracing() -> None:
+    """Refuse to be traced or exported with the active tokens of one batch.
+
+    Raises:
+        RuntimeError: Within ``torch.jit.trace``, ``torch.export`` or ``torch.onnx.export``.
+    """
+    if torch.jit.is_tracing() or exporting():
+        raise RuntimeError(
+            "inference must be 'masked' to trace or export a model, got 'packed', which would keep the numbers of "
+            "active tokens of the example. Build the backbone with inference='masked'."
+        )
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` runs; torch 2.6 does not tell."""
+    return getattr(torch.compiler, 'is_exporting', bool)()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: float = 0.0) -> Tensor:
@@ -49,6 +68,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: f
     Returns:
         Shape of ``query``.
     """
+    if layout.lengths is not None:
+        check_tracing()
     if layout.lengths is not None and layout.read is not None:
         real = _real(layout.lengths, query.device)
         return dot_product_attention(query, _pad(key, real), _pad(value, real), _visible(real))
@@ -66,12 +87,14 @@ def dot_product_attention(
     """``F.scaled_dot_product_attention``, but written out where a CPU needs its gradient.
 
     The backward of the CPU's fused kernel is slower than that of the written-out softmax, and training waits for it.
+    A mask is boolean (True may be attended to) or a float that is added to the scores.
     """
     if query.device.type != 'cpu' or not query.requires_grad:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, float('-inf'))
+        boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, float('-inf')) if boolean else scores + attn_mask
     return F.dropout(scores.softmax(dim=-1).to(value.dtype), dropout_p) @ value
 
 

@@ -1,13 +1,14 @@
 """A residual branch of a frozen network with parts beside it. B images, N tokens, C width."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from .attention import Layout
+from .attention import Layout, check_tracing, exporting
+from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token, with_broken_tokens
 from .executors import EXECUTORS, Branch, read_prefix
 from .macs import Count
@@ -20,6 +21,13 @@ TRAINING = ('masked', 'split', 'masked_all_keys')
 
 # changes a decision from outside: (dispatcher, tokens, state) -> what is decided instead
 Rule = Callable[[Dispatcher, Tensor, TokenState], Dispatch]
+
+
+class NothingSkippedWarning(UserWarning):
+    """Gradients are enabled in inference, so every token ran every branch.
+
+    Whoever wants these gradients silences it: ``warnings.simplefilter('ignore', NothingSkippedWarning)``.
+    """
 
 
 def run_all(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
@@ -57,7 +65,8 @@ class DynamicBranch(nn.Module):
             treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
             inference of attention compute different functions.
 
-    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place.
+    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place. The backbone
+    then says once that nothing was skipped, by a :class:`NothingSkippedWarning`.
 
     Shape:
         x (B, N, C) -> (B, N, C).
@@ -76,9 +85,6 @@ class DynamicBranch(nn.Module):
         self.inference = inference
         self.training_executor = training
         self._words: dict[str, list[str]] = {place: [] for place in PLACES}
-        self._rules: list[Rule] = []
-        self._records: list[Any] = []
-        self._watchers: list[Callable[[Tensor], None]] = []
         for part in parts:
             if part is not None:
                 self.add(part)
@@ -111,7 +117,8 @@ class DynamicBranch(nn.Module):
     @property
     def complete(self) -> bool:
         """Whether every token runs the branch, whatever its dispatcher would say."""
-        return bool(self._rules) and self._rules[-1] is run_all
+        rules = asked_of(RULES, self)
+        return bool(rules) and rules[-1] is run_all
 
     def reset_parameters(self) -> None:
         """Draw the start values of all parts anew."""
@@ -142,9 +149,11 @@ class DynamicBranch(nn.Module):
         dispatch = self._decide(x, state)  # eqs. (3), (4)
         executor = self._executor(dispatch)
         self._record(x, dispatch, executor, read)
+        if executor != self.inference and not (self.training or dispatch.complete or dispatch.mask.requires_grad):
+            state.unskipped = True
         if dispatch.complete:
             update = branch(x, Layout(read=read))
-            for watcher in self._watchers:
+            for watcher in asked_of(WATCHERS, self):
                 watcher(update)
             return out + update
         for delta in self.deltas('inactive'):
@@ -159,7 +168,8 @@ class DynamicBranch(nn.Module):
         """What the dispatcher, or a rule from outside, decides."""
         if self.dispatcher is None:
             return every_token(x, state.prefix + state.prompts)
-        decided = self._rules[-1](self.dispatcher, x, state) if self._rules else self.dispatcher(x, state)
+        rules = asked_of(RULES, self)
+        decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
         return with_broken_tokens(decided, x)
 
     def _executor(self, dispatch: Dispatch) -> str:
@@ -168,10 +178,24 @@ class DynamicBranch(nn.Module):
             return 'masked'
         if self.training:
             return self.training_executor
-        return 'masked' if torch.is_grad_enabled() else self.inference
+        if torch.is_grad_enabled():
+            return 'masked'
+        if self.inference == 'packed' and exporting():
+            check_tracing()  # while an MLP may be traced packed
+        return self.inference
+
+    def _replicate_for_data_parallel(self) -> 'DynamicBranch':
+        """Not within a context: the threads of ``nn.DataParallel`` do not copy that of the one that starts them."""
+        if any(asked_of(what, self) for what in (RULES, RECORDS, WATCHERS)):
+            raise RuntimeError(
+                'model must not be replicated within complete_model, record_dispatch and the like, got '
+                'nn.DataParallel. Take DistributedDataParallel, or one device.'
+            )
+        return super()._replicate_for_data_parallel()
 
     def _record(self, x: Tensor, dispatch: Dispatch, executor: str, read: int | None) -> None:
-        if not self._records:
+        records = asked_of(RECORDS, self)
+        if not records:
             return
         tokens = x.shape[1]
         # for a mask that is learnt, split runs the inactive tokens too, without gradients
@@ -179,9 +203,5 @@ class DynamicBranch(nn.Module):
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
         asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
         run = BranchRun(tokens if read is None else read, asked, ran if read is None else read, ran)
-        for record in self._records:
+        for record in records:
             record.add(self, dispatch, run)
-
-    def __getstate__(self) -> dict:
-        """A copy (of an averaged model, say) does not write into the records of the original."""
-        return super().__getstate__() | dict(_records=[], _watchers=[], _rules=[])

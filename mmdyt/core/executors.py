@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import DENSE, Layout
+from .attention import DENSE, Layout, check_tracing
 
 Branch = Callable[[Tensor, Layout], Tensor]
 
@@ -78,6 +78,7 @@ def packed(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
     """
     active = mask.flatten().nonzero().squeeze(1)  # (K,)
     if active.numel() == 0:
+        check_tracing()
         return out
     layout = Layout(lengths=_lengths(mask))
     update = branch(x.flatten(0, 1).index_select(0, active).unsqueeze(0), layout).squeeze(0)  # (K, C)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch import Dispatch
+from .options import is_number
 
 
 def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
@@ -42,7 +43,7 @@ def check_rate(target_rate: float) -> None:
     Raises:
         ValueError: If it is out of (0, 1].
     """
-    if not (isinstance(target_rate, int | float) and 0 < target_rate <= 1):
+    if not (is_number(target_rate) and 0 < target_rate <= 1):
         raise ValueError(f'target_rate must lie in (0, 1], got {target_rate!r}. Rates are fractions, not percent.')
 
 

@@ -1,4 +1,8 @@
-"""See and change what the dispatchers of a model decide, from outside. B images, N tokens, C width."""
+"""See and change what the dispatchers of a model decide, from outside. B images, N tokens, C width.
+
+A context holds in the thread that entered it, and in one that runs in a copy of its context
+(``contextvars.copy_context().run``): other threads may use the same model, and notice nothing.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +13,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from .branch import BranchRun, DynamicBranch, Rule, run_all
+from .context import RECORDS, RULES, WATCHERS, ask, asked_of
 from .dispatch import Dispatch
 from .part import Dispatcher
 from .tokens import TokenState
@@ -42,6 +47,11 @@ class DispatchRecord:
         for passes in (*self.dispatches.values(), *self.runs.values()):
             passes.clear()
 
+    @property
+    def here(self) -> bool:
+        """Whether passes of this thread are recorded; hooks of a model are called in every thread."""
+        return all(self in asked_of(RECORDS, branch) for branch in self._name_of)
+
     def flat(self) -> list[Dispatch]:
         """All dispatches, network order first, then order of the forward passes."""
         return [dispatch for passes in self.dispatches.values() for dispatch in passes]
@@ -69,13 +79,8 @@ def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
     """
     branches = all_branches(model)
     record = DispatchRecord(branches)
-    for branch in branches.values():
-        branch._records.append(record)
-    try:
+    with ask(RECORDS, dict.fromkeys(branches.values(), record)):
         yield record
-    finally:
-        for branch in branches.values():
-            branch._records.remove(record)
 
 
 @contextmanager
@@ -95,14 +100,8 @@ def decisions(model: nn.Module, rules: Rule | Mapping[str, Rule]) -> Iterator[No
     """
     branches = dynamic_branches(model)
     rules = rules if isinstance(rules, Mapping) else dict.fromkeys(branches, rules)
-    changed = [branches[name] for name in rules]
-    for branch, rule in zip(changed, rules.values(), strict=True):
-        branch._rules.append(rule)
-    try:
+    with ask(RULES, {branches[name]: rule for name, rule in rules.items()}):
         yield
-    finally:
-        for branch in changed:
-            branch._rules.pop()
 
 
 def complete_model(model: nn.Module):
@@ -150,13 +149,8 @@ def watch_updates(model: nn.Module, watcher: Callable[[str, Tensor], None]) -> I
             leading tokens are wanted.
     """
     branches = dynamic_branches(model)
-    for name, branch in branches.items():
-        branch._watchers.append(partial(watcher, name))
-    try:
+    with ask(WATCHERS, {branch: partial(watcher, name) for name, branch in branches.items()}):
         yield
-    finally:
-        for branch in branches.values():
-            branch._watchers.pop()
 
 
 @contextmanager

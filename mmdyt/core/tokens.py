@@ -18,6 +18,7 @@ class TokenState:
         grid: Rows and columns of the patch tokens; None where there is none.
         frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
         read: Leading tokens whose result the last block must give; None is all of them.
+        unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
     """
 
     prefix: int = 0
@@ -25,6 +26,7 @@ class TokenState:
     grid: tuple[int, int] | None = None
     frames: int = 1
     read: int | None = None
+    unskipped: bool = False
 
     def all_read(self) -> 'TokenState':
         """The same, for a branch whose every result is wanted."""

@@ -24,9 +24,9 @@ class ClipRandAugment(BaseTransform):
     """
 
     def __init__(self, num_ops: int = 4, magnitude: int = 7):
-        if not (isinstance(num_ops, int) and num_ops >= 1):
+        if isinstance(num_ops, bool) or not (isinstance(num_ops, int) and num_ops >= 1):
             raise ValueError(f'num_ops must be a positive integer, got {num_ops!r}.')
-        if not (isinstance(magnitude, int) and 0 <= magnitude <= 10):
+        if isinstance(magnitude, bool) or not (isinstance(magnitude, int) and 0 <= magnitude <= 10):
             raise ValueError(f'magnitude must be an integer in [0, 10], got {magnitude!r}.')
         self.augment = RandAugment(
             num_ops, magnitude, num_magnitude_bins=11, interpolation=InterpolationMode.BILINEAR, fill=128

@@ -140,7 +140,7 @@ class OpenClip(BaseTransform):
     def __init__(self, reader: str = 'decord', min_frames: int = 1, timeout: float = 120.0, **options):
         if reader not in OPENERS:
             raise ValueError(f'reader must be one of {list(OPENERS)}, got {reader!r}.')
-        if not (isinstance(min_frames, int) and min_frames >= 1):
+        if isinstance(min_frames, bool) or not (isinstance(min_frames, int) and min_frames >= 1):
             raise ValueError(f'min_frames must be a positive integer, got {min_frames!r}.')
         _check_timeout(timeout)
         _check_threads(reader, options)
@@ -188,6 +188,8 @@ class DecodeClip(BaseTransform):
     def __init__(self, timeout: float = 120.0, multi_thread: bool = False):
         _check_timeout(timeout)
         self.timeout = timeout
+        if not isinstance(multi_thread, bool):
+            raise ValueError(f'multi_thread must be True or False, got {multi_thread!r}.')
         self.multi_thread = multi_thread
         self.decoders = dict(decord=DecordDecode(), pyav=StrictPyAVDecode(multi_thread=multi_thread))
 
@@ -225,7 +227,7 @@ def _check_threads(reader: str, options: dict) -> None:
             f"num_threads must be left out with reader='pyav', got {num_threads!r}. "
             'Set multi_thread=True of mmdyt.DecodeClip to let PyAV use several.'
         )
-    if not (isinstance(num_threads, int) and num_threads >= 0):
+    if isinstance(num_threads, bool) or not (isinstance(num_threads, int) and num_threads >= 0):
         raise ValueError(f'num_threads must be an integer of at least 0 (as many as cores), got {num_threads!r}.')
 
 

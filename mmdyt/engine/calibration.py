@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from mmdyt.core.fit.calibrate import Calibrated, Forwards, calibrate, check_per_image, set_threshold, token_dispatchers
 from mmdyt.core.fit.request import CalibrationRequest
+from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import eval_mode
 from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
@@ -63,13 +64,14 @@ def calibrate_host(
         As of :func:`mmdyt.core.fit.calibrate.calibrate`.
 
     Raises:
-        ValueError: If no rate gives ``target_gmacs`` to 0.5 %.
+        ValueError: If no rate gives ``target_gmacs`` to 0.5 %; thresholds and capacities are then as before.
     """
     with seeded():
         batches = [part for batch in some_batches(train, val, request.num_batches) for part in _equal_sizes(batch)]
         forwards = [partial(host.test_step, batch) for batch in batches]
         if request.target_gmacs is not None:
-            return _calibrate_cost(host, forwards, request)
+            with unless_refused(host):
+                return _calibrate_cost(host, forwards, request)
         return calibrate(host, forwards, replace(request, target_rate=wanted_rate(host, request.target_rate)))
 
 

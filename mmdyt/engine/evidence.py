@@ -15,7 +15,9 @@ from mmdyt.core.fit.calibrate import set_threshold, threshold_for, token_dispatc
 from mmdyt.core.fit.evidence import fit_dispatchers
 from mmdyt.core.fit.mean_update import fit_mean_updates
 from mmdyt.core.fit.request import check_batches
+from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import dynamic_branches, record_dispatch
+from mmdyt.core.options import is_number
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
@@ -59,7 +61,7 @@ def fit_host(
         return host.parse_losses(losses)[0]
 
     own = host.host_losses() if hasattr(host, 'host_losses') else nullcontext()
-    with own, seeded():
+    with own, seeded(), unless_refused(host):
         losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
         fit_mean_updates(host, losses)
         return fit_dispatchers(host, losses)
@@ -98,7 +100,7 @@ class EvidenceHook(Hook):
     A :class:`~mmdyt.engine.calibration.CalibrationHook` belongs behind this one.  # differs from paper: opt-in.
 
     Args:
-        begin: Where stage 1 ends, as a fraction of training, in [0, 1).
+        begin: Where stage 1 ends, as a fraction of training, in [0, 1); at the earliest after the first step.
         end: Where stage 2 ends, in [begin, 1].
         num_batches: Batches of training images that the gates are fitted on, >= 1. They stay in memory meanwhile.
         feature_weight: >= 0; from stage 2 on hold the features of the backbone to those that the complete model gives
@@ -113,12 +115,12 @@ class EvidenceHook(Hook):
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
     def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8, feature_weight: float = 0.0):
-        if not 0 <= begin < 1:
-            raise ValueError(f'begin must lie in [0, 1), got {begin}.')
-        if not begin <= end <= 1:
-            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end}.')
+        if not (is_number(begin) and 0 <= begin < 1):
+            raise ValueError(f'begin must lie in [0, 1), got {begin!r}.')
+        if not (is_number(end) and begin <= end <= 1):
+            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end!r}.')
         check_batches(num_batches)
-        if not (isinstance(feature_weight, int | float) and 0 <= feature_weight < math.inf):
+        if not (is_number(feature_weight) and feature_weight >= 0):
             raise ValueError(f'feature_weight must be at least 0, got {feature_weight!r}.')
         self.begin = begin
         self.end = end
@@ -133,6 +135,8 @@ class EvidenceHook(Hook):
             raise ValueError(
                 'custom_hooks must hold mmdyt.EvidenceHook or EMAHook, got both. Gates are fitted at once.'
             )
+        if runner.max_iters < 1:
+            raise ValueError(f'max_iters must be at least 1 with mmdyt.EvidenceHook, got {runner.max_iters}.')
         host = unwrapped(runner.model)
         wanted_rate(host, None)
         for name, dispatcher in token_dispatchers(host).items():
@@ -184,8 +188,12 @@ class EvidenceHook(Hook):
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
     def _first(self, runner) -> int:
-        """The iteration in which stage 2 begins."""
-        return min(round(self.begin * runner.max_iters), runner.max_iters - 1)
+        """The iteration in which stage 2 begins: not before the first step of the optimizer.
+
+        Heads of mmpretrain start at zero, and behind such a head no token has evidence.
+        """
+        step = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+        return min(max(round(self.begin * runner.max_iters), step), runner.max_iters - 1)
 
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""

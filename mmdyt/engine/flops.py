@@ -114,6 +114,8 @@ class CostCounter:
 
     def _count(self, backbone: nn.Module, args: tuple, features: tuple[Tensor, ...]) -> None:
         """Add up one forward pass of the backbone over a batch of images or windows, or of views of clips."""
+        if not self._record.here:  # another thread uses the model
+            return
         batch, _, *frames, height, width = args[0].shape
         images = batch * (frames[0] if frames else 1)
         counts = {}

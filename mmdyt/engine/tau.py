@@ -4,6 +4,7 @@ import math
 
 from mmengine.hooks import Hook
 
+from mmdyt.core.options import is_number
 from mmdyt.core.part import Dispatcher
 from mmdyt.registry import HOOKS
 
@@ -41,8 +42,8 @@ class TauScheduleHook(Hook):
     # paper silent: the shape of the decay, and whether it moves with iterations or epochs
     def __init__(self, start: float = 5.0, end: float = 0.1, by: str = 'linear'):
         for name, value in dict(start=start, end=end).items():
-            if not 0 < value < math.inf:
-                raise ValueError(f'{name} must be a positive number, got {value}.')
+            if not (is_number(value) and value > 0):
+                raise ValueError(f'{name} must be a positive number, got {value!r}.')
         if by not in SHAPES:
             raise ValueError(f'by must be one of {list(SHAPES)}, got {by!r}.')
         self.start = start
@@ -60,6 +61,8 @@ class TauScheduleHook(Hook):
                 'model must have a mmdyt.TokenDispatcher for mmdyt.TauScheduleHook, got none. '
                 'Set model.backbone.dispatcher, or leave the hook out of custom_hooks.'
             )
+        if runner.max_iters < 1:
+            raise ValueError(f'max_iters must be at least 1 with mmdyt.TauScheduleHook, got {runner.max_iters}.')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Set and log the temperature of this iteration."""

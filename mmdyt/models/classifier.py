@@ -31,6 +31,7 @@ class DyTImageClassifier(DynamicModel, ImageClassifier):
                 f'distill_weight must be 0 with a {type(self.head).__name__}, got {distill_weight}. The distillation '
                 'is between classes that exclude each other.'
             )
+        self.check_classes()
 
     def logits_module(self) -> nn.Module:
         """The head: its output are the class scores."""

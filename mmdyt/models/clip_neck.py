@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdyt.core.aggregator import CrossAttentionAggregator
+from mmdyt.core.options import is_integer
 from mmdyt.models.necks import ADAPTER, AdaptedLevel
 from mmdyt.registry import MODELS
 
@@ -47,7 +48,7 @@ class ClipNeck(BaseModule):
         init_cfg: Mapping | list[Mapping] | None = None,
     ):
         super().__init__(init_cfg)
-        if not (isinstance(in_channels, int) and in_channels >= 1):
+        if not (is_integer(in_channels) and in_channels >= 1):
             raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}.')
         if routing not in ROUTINGS:
             raise ValueError(f'routing must be one of {list(ROUTINGS)}, got {routing!r}.')

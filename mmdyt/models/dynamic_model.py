@@ -1,6 +1,5 @@
 """What Dynamic Tuning adds to the training of any host model; knows no host."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from mmdyt.core.losses import check_rate
 from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.options import is_number
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.models.loss_terms import TERMS, Passes
 
@@ -47,8 +47,8 @@ class DynamicModel:
         check_rate(target_rate)
         weights = dict(rate_weight=rate_weight, complete_weight=complete_weight, distill_weight=distill_weight)
         for name, weight in weights.items():
-            if not (isinstance(weight, int | float) and 0 <= weight < math.inf):
-                raise ValueError(f'{name} must be at least 0, got {weight}.')
+            if not (is_number(weight) and weight >= 0):
+                raise ValueError(f'{name} must be at least 0, got {weight!r}.')
         super().__init__(**host)
         for name, branch in dynamic_branches(self).items():
             fixed = branch.dispatcher.rate
@@ -64,6 +64,22 @@ class DynamicModel:
     def logits_module(self) -> nn.Module:
         """The module whose output in a training pass is the prediction that is distilled, (B, K) or (B, K, H, W)."""
         raise TypeError(f'{type(self).__name__} must say which module gives its logits.')
+
+    def check_classes(self) -> None:
+        """Refuse to distil a head of one class; hosts call it when they have theirs.
+
+        Raises:
+            ValueError: If it has.
+        """
+        if not self.distill_weight:
+            return
+        module = self.logits_module()
+        classes = getattr(module, 'out_channels', getattr(module, 'num_classes', None))
+        if classes == 1:
+            raise ValueError(
+                f'distill_weight must be 0 with one class, whose probability is always 1, got {self.distill_weight} '
+                f'with a {type(module).__name__} of one output.'
+            )
 
     def set_teacher(self, teacher: FeatureTeacher | None) -> None:
         """Hold the backbone's features to those of an earlier moment from now on; None no longer does."""

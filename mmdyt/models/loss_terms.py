@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
@@ -92,7 +93,23 @@ def distill_term(host: Any, passes: Passes) -> dict:
     """Divergence of the dynamic model's prediction from the complete one's."""
     if not host.distill_weight:
         return {}
-    return dict(loss_distill=host.distill_weight * distillation_loss(passes.dynamic.logits, passes.complete.logits))
+    student = passes.dynamic.logits
+    check_logits(student, host.distill_weight)
+    return dict(loss_distill=host.distill_weight * distillation_loss(student, passes.complete.logits))
+
+
+def check_logits(logits: Any, distill_weight: float) -> None:
+    """Refuse to distil what is no choice between classes: softmax over one of them is always 1.
+
+    Raises:
+        ValueError: If there are not two or more along the second axis.
+    """
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if not (isinstance(logits, Tensor) and logits.dim() >= 2 and logits.shape[1] >= 2):
+        raise ValueError(
+            f'distill_weight must be 0 with logits that are not (B, K) or (B, K, H, W) of two or more classes, got '
+            f'{distill_weight} with {shape}.'
+        )
 
 
 TERMS: tuple[Term, ...] = (feature_term, rate_term, complete_term, distill_term)
@@ -100,19 +117,21 @@ TERMS: tuple[Term, ...] = (feature_term, rate_term, complete_term, distill_term)
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Within the context batch norms (of heads) normalise as ever, but do not update their running statistics.
+    """Within the context norms (of heads) normalise as ever, and do not update their running statistics.
 
     Inference normalises what the dynamic model gives; the complete model's features must not be mixed in.
     """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-    before = [norm.momentum for norm in norms]
+    # not by a momentum of 0: batches are counted all the same, and without a momentum the count is what averages
+    kept = [(m, 'track_running_stats', False) for m in model.modules() if isinstance(m, _BatchNorm)]
+    kept += [(m, 'momentum', 0.0) for m in model.modules() if isinstance(m, _InstanceNorm)]
+    before = [getattr(norm, name) for norm, name, _ in kept]
     try:
-        for norm in norms:
-            norm.momentum = 0.0
+        for norm, name, value in kept:
+            setattr(norm, name, value)
         yield
     finally:
-        for norm, momentum in zip(norms, before, strict=True):
-            norm.momentum = momentum
+        for (norm, name, _), value in zip(kept, before, strict=True):
+            setattr(norm, name, value)
 
 
 def _weighted(name: str, value: Tensor | list[Tensor], weight: float) -> Tensor | list[Tensor]:

@@ -8,6 +8,7 @@ import torch.nn as nn
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
+from mmdyt.core.options import is_integer
 from mmdyt.registry import MODELS
 
 ADAPTER = MappingProxyType(dict(type='mmdyt.MoEAdapter'))
@@ -76,7 +77,7 @@ class MoEAdapterNeck(BaseModule):
     ):
         super().__init__(init_cfg)
         widths = _per_level(in_channels)
-        if not widths or not all(isinstance(width, int) and width >= 1 for width in widths):
+        if not widths or not all(is_integer(width) and width >= 1 for width in widths):
             raise ValueError(f'in_channels must hold a positive integer per level, got {in_channels!r}.')
         if not isinstance(adapter, Mapping):
             raise ValueError(f'adapter must be a config, got {adapter!r}. Without adapters, leave out the neck.')

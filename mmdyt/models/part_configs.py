@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import mmdyt.parts
 from mmdyt.core.block import DISPATCH
+from mmdyt.core.options import is_integer
 from mmdyt.core.part import Part
 from mmdyt.registry import MODELS
 
@@ -64,6 +65,6 @@ def frames_per_clip(adapter: Mapping | None) -> int:
         ValueError: If it is no number of frames.
     """
     frames = 1 if adapter is None else adapter.get('frames_per_clip', 1)
-    if not (isinstance(frames, int) and frames >= 1):
+    if not (is_integer(frames) and frames >= 1):
         raise ValueError(f'frames_per_clip must be a positive integer, got {frames!r}.')
     return frames

@@ -55,6 +55,7 @@ class DyTRecognizer(DynamicModel, Recognizer3D):
                 f'distill_weight must be 0 with a head of multi_class=True, got {distill_weight}. The distillation is '
                 'between classes that exclude each other.'
             )
+        self.check_classes()
         test_cfg = self.test_cfg or {}
         if test_cfg.get('fcn_test'):
             raise ValueError(f'fcn_test must be False in test_cfg, got {test_cfg["fcn_test"]}. ViTs have no such test.')

@@ -35,6 +35,7 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
                 f'distill_weight must be 0 with a decode head without conv_seg, got {self.distill_weight} with '
                 f'{type(self.decode_head).__name__}.'
             )
+        self.check_classes()
 
     def logits_module(self) -> nn.Module:
         """The layer that classifies the decode head's pixels."""

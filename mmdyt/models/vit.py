@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
-from mmdyt.core.branch import INFERENCE, TRAINING
+from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
+from mmdyt.core.options import check_switches, is_integer
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -72,6 +73,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         ValueError: If an argument is out of range, or clips have not the frames that a ``MoEAdapter`` mixes.
     """
 
+    _told = False  # that nothing was skipped
+
     def __init__(
         self,
         arch: str | dict = 'base',
@@ -96,8 +99,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
         if inference not in INFERENCE:
             raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
-        if not isinstance(skip_unread, bool):
-            raise ValueError(f'skip_unread must be True or False, got {skip_unread!r}.')
+        check_switches(skip_unread=skip_unread)
         if 'frozen_stages' in vit:
             raise ValueError(
                 f'frozen_stages must not be set, got {vit["frozen_stages"]}. Choose what is trained with tuned=...'
@@ -209,6 +211,15 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 features = x if state.read is not None else state.restore(x)
                 features = self.call('norm.final', features) if last and self.final_norm else features
                 outs.append(self._format_output(features, grid))
+        if state.unskipped and not (self._told or torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            self._told = True
+            warnings.warn(
+                'torch.no_grad() must be around the inference of a dispatched model, got one with gradients enabled: '
+                'every token ran, none was skipped. For gradients (saliency maps) silence this by '
+                "warnings.simplefilter('ignore', mmdyt.core.branch.NothingSkippedWarning).",
+                NothingSkippedWarning,
+                stacklevel=3,  # whoever called forward
+            )
         return tuple(outs)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -251,6 +262,6 @@ def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
     if not isinstance(layers, list | tuple | range) or not layers:
         raise ValueError(f'layers must be a list of indices, or None for all, got {layers!r}.')
     for layer in layers:
-        if not (isinstance(layer, int) and -depth <= layer < depth):
+        if not (is_integer(layer) and -depth <= layer < depth):
             raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
     return sorted({layer % depth for layer in layers})

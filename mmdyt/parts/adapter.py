@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import check_probability, is_integer, is_number
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
 
@@ -62,11 +63,10 @@ class Adapter(Delta):
 
 def check_bottleneck(dim: int, bottleneck: int, scale: float, dropout: float) -> None:
     """Refuse what no adapter can have."""
-    if dim < 1:
-        raise ValueError(f'dim must be at least 1, got {dim}.')
-    if not (isinstance(bottleneck, int) and bottleneck >= 1):
+    if not (is_integer(dim) and dim >= 1):
+        raise ValueError(f'dim must be at least 1, got {dim!r}.')
+    if not (is_integer(bottleneck) and bottleneck >= 1):
         raise ValueError(f'bottleneck must be a positive integer, got {bottleneck!r}.')
-    if not 0 <= dropout < 1:
-        raise ValueError(f'dropout must lie in [0, 1), got {dropout}. It is a probability, not percent.')
-    if not (isinstance(scale, int | float) and math.isfinite(scale)):
+    check_probability(dropout=dropout)
+    if not is_number(scale):
         raise ValueError(f'scale must be a finite number, got {scale!r}.')

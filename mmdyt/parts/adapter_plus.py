@@ -5,6 +5,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import check_probability, check_switches, is_integer
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
 
@@ -33,10 +34,10 @@ class AdapterPlus(Delta):
 
     def __init__(self, dim: int, bottleneck: int = 8, drop_path: float = 0.1, zero_up: bool = False):
         super().__init__()
-        if not (isinstance(bottleneck, int) and bottleneck >= 1):
+        if not (is_integer(bottleneck) and bottleneck >= 1):
             raise ValueError(f'bottleneck must be a positive integer, got {bottleneck!r}.')
-        if not 0 <= drop_path < 1:
-            raise ValueError(f'drop_path must lie in [0, 1), got {drop_path}. It is a probability, not percent.')
+        check_probability(drop_path=drop_path)
+        check_switches(zero_up=zero_up)
         self.drop_path = drop_path
         self.zero_up = zero_up
         self.down = nn.Linear(dim, bottleneck)

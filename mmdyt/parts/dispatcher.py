@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdyt.core.dispatch import Dispatch, gumbel_sigmoid, hard_mask, straight_through, top_mask
+from mmdyt.core.options import check_switches, is_integer, is_number
 from mmdyt.core.part import Dispatcher
 from mmdyt.core.tokens import TokenState
 
@@ -58,12 +59,14 @@ class TokenDispatcher(Dispatcher):
         fitted: bool = False,
     ):
         super().__init__()
-        if dim < 1:
-            raise ValueError(f'dim must be at least 1, got {dim}.')
-        if num_prefix_tokens < 0:
-            raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens}.')
-        if not (isinstance(initial_rate, int | float) and 0 < initial_rate < 1):
-            raise ValueError(f'initial_rate must lie in (0, 1), got {initial_rate}. Rates are fractions, not percent.')
+        if not (is_integer(dim) and dim >= 1):
+            raise ValueError(f'dim must be at least 1, got {dim!r}.')
+        _check_prefix(num_prefix_tokens)
+        if not (is_number(initial_rate) and 0 < initial_rate < 1):
+            raise ValueError(
+                f'initial_rate must lie in (0, 1), got {initial_rate!r}. Rates are fractions, not percent.'
+            )
+        check_switches(noise=noise, fitted=fitted)
         self.num_prefix_tokens = num_prefix_tokens
         self.set_tau(tau)
         self.initial_rate = initial_rate
@@ -89,7 +92,7 @@ class TokenDispatcher(Dispatcher):
 
     def set_tau(self, tau: float) -> None:
         """Set the Gumbel temperature, > 0."""
-        if not (isinstance(tau, int | float) and 0 < tau < math.inf):
+        if not (is_number(tau) and tau > 0):
             raise ValueError(f'tau must be a positive number, got {tau!r}.')
         self.tau = tau
 
@@ -101,8 +104,10 @@ class TokenDispatcher(Dispatcher):
             capacity: Fraction of the patch tokens of each image that are active, in [0, 1]; None leaves it to the
                 threshold.
         """
-        if capacity is not None and not 0 <= capacity <= 1:
-            raise ValueError(f'capacity must lie in [0, 1], got {capacity}. It is a fraction, not percent.')
+        if capacity is not None and not (is_number(capacity) and 0 <= capacity <= 1):
+            raise ValueError(f'capacity must lie in [0, 1], got {capacity!r}. It is a fraction, not percent.')
+        if isinstance(threshold, float) and math.isnan(threshold):
+            raise ValueError(f'threshold must be a number or infinite, got {threshold}. No token would be active.')
         if threshold is not None:
             self.threshold.fill_(threshold)
         self.capacity = capacity
@@ -179,6 +184,12 @@ class TokenDispatcher(Dispatcher):
         return f'{options}, noise={self.noise}, fitted={self.fitted}'
 
 
+def _check_prefix(num_prefix_tokens: int) -> None:
+    """Refuse a number of tokens that is none."""
+    if not (is_integer(num_prefix_tokens) and num_prefix_tokens >= 0):
+        raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens!r}.')
+
+
 class SampleDispatcher(TokenDispatcher):
     """One decision per image: all patch tokens of an image run the branch, or none. For comparison, table 7.
 
@@ -231,8 +242,9 @@ class RandomDispatcher(Dispatcher):
 
     def __init__(self, dim: int, num_prefix_tokens: int = 1, rate: float = 0.5):
         super().__init__()
-        if not 0 < rate <= 1:
-            raise ValueError(f'rate must lie in (0, 1], got {rate}. Rates are fractions, not percent.')
+        if not (is_number(rate) and 0 < rate <= 1):
+            raise ValueError(f'rate must lie in (0, 1], got {rate!r}. Rates are fractions, not percent.')
+        _check_prefix(num_prefix_tokens)
         self.num_prefix_tokens = num_prefix_tokens
         self.rate = rate
 

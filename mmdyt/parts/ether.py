@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import is_integer
 from mmdyt.core.part import Rewrite
 
 
@@ -47,7 +48,7 @@ class ETHER(Rewrite):
     def __init__(self, out_features: int, in_features: int, blocks: int = 1, reflections: int = 1):
         super().__init__(out_features, in_features)
         check_blocks(blocks, in_features)
-        if reflections not in (1, 2):
+        if not (is_integer(reflections) and reflections in (1, 2)):
             raise ValueError(f'reflections must be 1 or 2, got {reflections!r}.')
         self.vectors = nn.Parameter(torch.empty(reflections, blocks, in_features // blocks))
         self.reset_parameters()
@@ -80,5 +81,5 @@ class ETHER(Rewrite):
 
 def check_blocks(blocks: int, *widths: int) -> None:
     """Refuse a number of blocks that does not divide the widths."""
-    if not (isinstance(blocks, int) and blocks >= 1 and not any(width % blocks for width in widths)):
+    if not (is_integer(blocks) and blocks >= 1 and not any(width % blocks for width in widths)):
         raise ValueError(f'blocks must divide the widths {list(widths)}, got {blocks!r}.')

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import check_probability, is_integer, is_number
 from mmdyt.core.part import Rewrite
 
 
@@ -34,11 +35,10 @@ class LoRA(Rewrite):
 
     def __init__(self, out_features: int, in_features: int, rank: int = 8, scale: float = 1.0, dropout: float = 0.1):
         super().__init__(out_features, in_features)
-        if not (isinstance(rank, int) and rank >= 1):
+        if not (is_integer(rank) and rank >= 1):
             raise ValueError(f'rank must be a positive integer, got {rank!r}.')
-        if not 0 <= dropout < 1:
-            raise ValueError(f'dropout must lie in [0, 1), got {dropout}. It is a probability, not percent.')
-        if not (isinstance(scale, int | float) and math.isfinite(scale)):
+        check_probability(dropout=dropout)
+        if not is_number(scale):
             raise ValueError(f'scale must be a finite number, got {scale!r}.')
         self.scale = scale
         self.down = nn.Parameter(torch.empty(rank, in_features))  # A

@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmdyt.core.options import is_integer
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
 
@@ -33,8 +34,8 @@ class MeanUpdate(Delta):
 
     def __init__(self, dim: int):
         super().__init__()
-        if dim < 1:
-            raise ValueError(f'dim must be at least 1, got {dim}.')
+        if not (is_integer(dim) and dim >= 1):
+            raise ValueError(f'dim must be at least 1, got {dim!r}.')
         self.value = nn.Parameter(torch.zeros(dim))
 
     def reset_parameters(self) -> None:

@@ -7,6 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import is_integer
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
 
@@ -57,7 +58,7 @@ class MoEAdapter(Delta):
     ):
         super().__init__()
         check_bottleneck(dim, bottleneck, scale, dropout)
-        if not (isinstance(num_experts, int) and num_experts >= 1):
+        if not (is_integer(num_experts) and num_experts >= 1):
             raise ValueError(f'num_experts must be a positive integer, got {num_experts!r}.')
         if router_activation not in self.ACTIVATIONS:
             raise ValueError(f'router_activation must be one of {list(self.ACTIVATIONS)}, got {router_activation!r}.')

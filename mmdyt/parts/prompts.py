@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core.options import check_probability, is_integer
 from mmdyt.core.part import TokenOp
 from mmdyt.core.tokens import TokenState
 
@@ -37,10 +38,9 @@ class Prompts(TokenOp):
 
     def __init__(self, dim: int, patch_values: int, length: int = 10, dropout: float = 0.1):
         super().__init__()
-        if not (isinstance(length, int) and length >= 0):
+        if not (is_integer(length) and length >= 0):
             raise ValueError(f'length must be a number of prompts, got {length!r}.')
-        if not 0 <= dropout < 1:
-            raise ValueError(f'dropout must lie in [0, 1), got {dropout}. It is a probability, not percent.')
+        check_probability(dropout=dropout)
         self.bound = math.sqrt(6 / (patch_values + dim))
         self.tokens = nn.Parameter(torch.empty(length, dim))
         self.dropout = dropout

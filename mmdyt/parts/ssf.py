@@ -4,6 +4,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmdyt.core.options import check_switches
 from mmdyt.core.part import Rewrite
 
 
@@ -28,6 +29,7 @@ class SSF(Rewrite):
 
     def __init__(self, out_features: int, in_features: int, official: bool = False):
         super().__init__(out_features, in_features)
+        check_switches(official=official)
         self.official = official
         self.gamma = nn.Parameter(torch.empty(out_features))
         self.beta = nn.Parameter(torch.empty(out_features))

@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from mmdyt.core.attention import DENSE, Layout, _image_by_image, _padded, attend
+from mmdyt.core.attention import DENSE, Layout, _image_by_image, _padded, attend, dot_product_attention
 
 
 def qkv(batch=3, tokens=7):
@@ -48,3 +49,23 @@ def test_an_image_without_active_tokens_is_no_nan(packed):
     assert torch.isfinite(packed(q, k, v, (3, 0, 1))).all()
     keys = torch.tensor([[False] * 4])
     assert torch.isfinite(attend(q, k, v, Layout(keys=keys))).all()
+
+
+@pytest.mark.parametrize('shape', [(7, 7), (1, 1, 7), (3, 1, 1, 7), (3, 2, 7, 7)])
+@pytest.mark.parametrize('kind', ['bool', 'float', 'infinite'])
+def test_masks_of_either_kind_give_what_the_fused_kernel_gives(shape, kind):
+    """With gradients the CPU writes the softmax out."""
+    torch.manual_seed(0)
+    keep = torch.rand(shape) > 0.3
+    keep[..., 0] = True
+    mask = dict(bool=keep, float=torch.randn(shape).double(), infinite=torch.zeros(shape).double())[kind]
+    if kind == 'infinite':
+        mask = mask.masked_fill(~keep, float('-inf'))
+    results = []
+    for attention in (dot_product_attention, F.scaled_dot_product_attention):
+        inputs = [t.clone().requires_grad_() for t in qkv()]
+        bias = mask.clone().requires_grad_(kind == 'float')
+        out = attention(*inputs, attn_mask=bias)
+        wanted = [*inputs, bias] if kind == 'float' else inputs
+        results.append((out, *torch.autograd.grad(out.square().sum(), wanted)))
+    torch.testing.assert_close(*results)

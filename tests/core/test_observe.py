@@ -8,6 +8,7 @@ import torch.nn as nn
 from doubles import MLP, Gate, Update
 
 from mmdyt.core.branch import DynamicBranch
+from mmdyt.core.context import RECORDS, RULES, asked_of
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.observe import (
     all_branches,
@@ -102,7 +103,7 @@ def test_rules_are_dropped_after_an_error():
         with pytest.raises(ZeroDivisionError), decisions(model, dict(a=first(1))):
             raise ZeroDivisionError
         assert active(model) == [3, 3]
-    assert active(model) == before and not any(branch._rules for branch in model.values())
+    assert active(model) == before and not any(asked_of(RULES, branch) for branch in model.values())
 
 
 @pytest.mark.parametrize('name', ['c', 'plain'])
@@ -110,7 +111,7 @@ def test_a_rule_for_no_dispatched_branch_is_refused_and_changes_nothing(name):
     model = make_model()
     with pytest.raises(KeyError, match=name), decisions(model, {'a': first(1), name: first(1)}):
         pytest.fail('entered')
-    assert not any(branch._rules for branch in model.values())
+    assert not any(asked_of(RULES, branch) for branch in model.values())
 
 
 def test_a_rule_may_ask_the_dispatcher():
@@ -208,7 +209,7 @@ def test_records_are_closed_after_an_error():
     model = nn.Sequential(make_branch())
     with pytest.raises(ZeroDivisionError), record_dispatch(model):
         raise ZeroDivisionError
-    assert model[0]._records == []
+    assert asked_of(RECORDS, model[0]) == []
 
 
 def test_watchers_see_updates_of_the_complete_model_and_nothing_afterwards_even_after_an_error():

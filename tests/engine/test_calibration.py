@@ -377,6 +377,29 @@ def test_images_take_the_pipeline_and_the_batches_of_validation():
     assert len(widths) == 6 and batches[-1][3] > 32
 
 
+@pytest.mark.parametrize(
+    ('gmacs', 'steps', 'message'),
+    [
+        (1e3, 10, 'target_gmacs must lie between'),
+        (1e-6, 10, 'target_gmacs must lie between'),
+        (None, 0, 'target_gmacs must be a cost that a few batches can tell'),
+    ],
+)
+@pytest.mark.parametrize('capacity', [None, 0.25])
+def test_a_refused_cost_leaves_every_threshold_and_capacity_as_it_was(monkeypatch, gmacs, steps, message, capacity):
+    monkeypatch.setattr('mmdyt.engine.calibration.COST_STEPS', steps)
+    model, images = build(CLASSIFIER), loader(*[(3, 32, 32)] * 4)
+    for i, dispatcher in enumerate(token_dispatchers(model).values()):
+        dispatcher.set_rule(0.1 * i - 0.3, capacity)
+    before = copy.deepcopy(model.state_dict())
+    if gmacs is None:
+        gmacs = model.backbone.macs(32, 32, dict.fromkeys(dynamic_branches(model.backbone), 9)) / 1e9  # half of them
+    with pytest.raises(ValueError, match=message):
+        calibrate_host(model, images, None, CalibrationRequest(target_gmacs=gmacs, rule='uniform', num_batches=1))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert {dispatcher.capacity for dispatcher in token_dispatchers(model).values()} == {capacity}
+
+
 def test_windows_of_a_test_are_calibrated_as_windows(tiny_model_cfg):
     slide = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
     model, shapes = tiny_segmentor(tiny_model_cfg | dict(test_cfg=slide)), set()

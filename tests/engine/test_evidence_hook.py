@@ -1,14 +1,27 @@
 """Training in three stages: all tokens, fewer and fewer of them, the target rate; and it ends where inference is."""
 
+import copy
 import json
+import logging
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn as nn
 from conftest import run_distributed
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, DefaultScope
+from test_calibration import CLASSIFIER
+from torch.utils.data import DataLoader
 
-from mmdyt.engine import EvidenceHook
-from mmdyt.engine.evidence import scheduled_rate
+import mmdyt.models.classifier  # noqa: F401  repairs the wheels, registers
+from mmdyt.engine import EvidenceHook, TauScheduleHook
+from mmdyt.engine.evidence import fit_host, scheduled_rate
+
+# isort: split
+from mmpretrain.structures import DataSample
 
 LAYERS = 4
 CONFIG = """
@@ -163,6 +176,69 @@ def test_the_schedule_falls_in_a_line():
     found = [scheduled_rate(progress, 0.25, 0.75, 0.4) for progress in (0, 0.25, 0.5, 0.75, 1)]
     assert found == pytest.approx([1, 1, 0.7, 0.4, 0.4])
     assert scheduled_rate(0.5, 0.5, 0.5, 0.3) == 0.3 and scheduled_rate(0.49, 0.5, 0.5, 0.3) == 1
+
+
+def zero_head(accumulate: int = 1, max_iters: int = 6) -> SimpleNamespace:
+    """A runner of a classifier whose head is as mmpretrain starts it: zero."""
+    parts = dict(dispatcher=dict(noise=False, fitted=True), substitute=dict(type='mmdyt.MeanUpdate'))
+    weights = dict(rate_weight=0.0, complete_weight=0.0, distill_weight=0.0)
+    cfg = CLASSIFIER | weights | dict(backbone=CLASSIFIER['backbone'] | parts)
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(copy.deepcopy(cfg)).train()
+    for parameter in model.head.parameters():
+        nn.init.zeros_(parameter)
+    samples = [dict(inputs=torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)) for _ in range(8)]
+    samples = [sample | dict(data_samples=DataSample().set_gt_label(i % 2)) for i, sample in enumerate(samples)]
+    loader = DataLoader(samples, 4, collate_fn=pseudo_collate)
+    tuned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return SimpleNamespace(
+        model=model,
+        hooks=[],
+        iter=0,
+        max_iters=max_iters,
+        train_dataloader=loader,
+        optim_wrapper=OptimWrapper(torch.optim.SGD(tuned, lr=0.1), accumulative_counts=accumulate),
+        message_hub=SimpleNamespace(update_scalar=lambda *args: None),
+        logger=logging.getLogger('evidence'),
+    )
+
+
+def rates_of_training(hook: EvidenceHook, runner: SimpleNamespace) -> list[float]:
+    """Activation rates of the steps of a training."""
+    rates = []
+    hook.before_train(runner)
+    batch = next(iter(runner.train_dataloader))
+    for step in range(runner.max_iters):
+        runner.iter = step
+        hook.before_train_iter(runner, 0)
+        rates.append(runner.model.train_step(copy.deepcopy(batch), runner.optim_wrapper)['activation_rate'].item())
+        hook.after_train_iter(runner, 0)
+    return rates
+
+
+@pytest.mark.parametrize('begin', [0, 0.01, 0.3])
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_head_that_starts_at_zero_has_made_a_step_before_gates_are_fitted(begin, accumulate):
+    runner = zero_head(accumulate)
+    rates = rates_of_training(EvidenceHook(begin=begin, end=0.5, num_batches=1), runner)
+    first = max(round(begin * 6), accumulate)
+    assert rates[: first + 1] == [1.0] * (first + 1)
+    assert rates[-1] == pytest.approx(0.5, abs=0.2) and all(rate < 1 for rate in rates[first + 2 :])
+
+
+def test_a_training_without_a_step_is_refused():
+    for hook in (EvidenceHook(), TauScheduleHook()):
+        with pytest.raises(ValueError, match=f'^max_iters must be at least 1 with mmdyt.{type(hook).__name__}, got 0'):
+            hook.before_train(zero_head(max_iters=0))
+
+
+def test_a_fit_that_is_refused_leaves_the_model_as_it_was():
+    runner = zero_head()
+    before = copy.deepcopy(runner.model.state_dict())
+    with pytest.raises(ValueError, match='losses must give finite evidence'):
+        fit_host(runner.model, runner.train_dataloader, 1)
+    torch.testing.assert_close(runner.model.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """FLOPsHook against what really ran: torch's operator counter, and the closed form by hand."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,10 @@ import torch.nn as nn
 from mmengine.registry import MODELS
 from mmseg.structures import SegDataSample
 
+from mmdyt.core.context import RECORDS, asked_of
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import complete_model, dynamic_branches
-from mmdyt.engine.flops import FLOPsHook, find_host, part_macs
+from mmdyt.engine.flops import CostCounter, FLOPsHook, find_host, part_macs
 
 C, HIDDEN, LAYERS, BOTTLENECK = 32, 64, 4, 4  # the tiny ViT
 WHOLE = dict(mode='whole')
@@ -42,7 +44,7 @@ def evaluate(model: nn.Module, *batches: torch.Tensor) -> dict[str, float]:
             outputs = model.predict(images)
         hook.after_val_iter(runner, i, outputs=outputs)
     hook.after_val_epoch(runner, metrics)
-    assert not model.backbone._forward_hooks and not any(b._records for b in dynamic_branches(model).values())
+    assert not model.backbone._forward_hooks and not any(asked_of(RECORDS, b) for b in dynamic_branches(model).values())
     return metrics
 
 
@@ -165,6 +167,16 @@ def test_the_complete_model_skips_nothing(tiny_model_cfg):
     gates = LAYERS * 16 * C
     assert report['gmacs_backbone'] * 1e9 == pytest.approx(macs_by_hand(16, [16] * LAYERS) - gates, rel=1e-12)
     assert report['gmacs'] * 1e9 == pytest.approx(counted, rel=1e-12)
+
+
+def test_images_of_another_thread_do_not_count(tiny_model_cfg):
+    model, images = build(tiny_model_cfg), torch.randn(1, 3, 64, 64)
+    expected = evaluate(model, images)
+    with CostCounter(model) as counter, torch.no_grad():
+        with ThreadPoolExecutor() as threads:
+            threads.submit(model.predict, images).result()
+        counter.add_images(len(model.predict(images)))
+    assert counter.report() == expected
 
 
 def test_with_gradients_inference_skips_nothing(tiny_model_cfg):

@@ -168,6 +168,10 @@ def test_predicts_as_the_stock_classifier_does():
             dict(head=dict(type='MultiLabelLinearClsHead', num_classes=5, in_channels=32)),
             'distill_weight must be 0 with a MultiLabelLinearClsHead, got 1.0',
         ),
+        (
+            dict(head=dict(type='LinearClsHead', num_classes=1, in_channels=32)),
+            'distill_weight must be 0 with one class, whose probability is always 1, got 1.0 with a LinearClsHead',
+        ),
         (dict(backbone=dict(dispatch='mpl')), "dispatch must be one of .*, got 'mpl'"),
         (dict(backbone=dict(adapter=dict(bottleneck=0))), 'bottleneck must be a positive integer, got 0'),
         (dict(backbone=dict(adapter=dict(type='mmdyt.MoEAdapter', num_experts=0))), 'num_experts must be a positive'),

@@ -250,6 +250,7 @@ def test_scores_are_single_precision_under_any_autocast():
         (dict(backbone=dict(out_indices=(0, 2))), r'out_indices must name one layer .* for a recognizer, got \[0, 2\]'),
         (dict(data_preprocessor=dict(type='ActionDataPreprocessor')), "format_shape must be 'NCTHW' .*, got 'NCHW'"),
         (dict(head=dict(multi_class=True)), 'distill_weight must be 0 with a head of multi_class=True, got 1.0'),
+        (dict(head=dict(num_classes=1)), 'distill_weight must be 0 with one class, whose .*, got 1.0'),
         (dict(test_cfg=dict(max_testing_views=0)), 'max_testing_views must be a positive integer in test_cfg, got 0'),
         (dict(test_cfg=dict(max_testing_views='2')), "max_testing_views must be a positive .*, got '2'"),
         (dict(test_cfg=dict(fcn_test=True)), 'fcn_test must be False in test_cfg, got True'),

@@ -243,6 +243,15 @@ class TestCompleteModelLosses:
             )
             assert ('complete.decode.loss_ce' in losses) == bool(complete_weight) and 'loss_rate' in losses
 
+    def test_a_binary_head_of_one_output_is_refused_with_distillation_only(self, cfg):
+        binary = dict(num_classes=2, out_channels=1, threshold=0.3)
+        binary |= dict(loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=True))
+        cfg.model.decode_head.update(binary)
+        cfg.model.auxiliary_head.update(binary)
+        with pytest.raises(ValueError, match='distill_weight must be 0 with one class, whose .*, got 1.0 with a Conv'):
+            MODELS.build(cfg.model | dict(distill_weight=1.0))
+        assert MODELS.build(cfg.model | dict(complete_weight=1.0)).distill_weight == 0
+
     def test_running_statistics_are_those_of_the_dynamic_model(self, cfg):
         norms = []
         for weights in (dict(), dict(complete_weight=1.0, distill_weight=1.0)):

@@ -136,6 +136,8 @@ def test_rules_and_temperatures_out_of_range_are_refused_and_change_nothing():
     for capacity in (50, -0.1, float('nan')):
         with pytest.raises(ValueError, match=rf'capacity must lie in \[0, 1\], got {capacity}\. It is a fraction'):
             dispatcher.set_rule(2.0, capacity)
+    with pytest.raises(ValueError, match='threshold must be a number or infinite, got nan'):
+        dispatcher.set_rule(float('nan'), 0.2)
     with pytest.raises(ValueError, match='tau must be a positive number, got 0'):
         dispatcher.set_tau(0)
     assert (dispatcher.threshold.item(), dispatcher.capacity, dispatcher.tau) == (1.0, 0.5, 5.0)

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn as nn
 
+from mmdyt.core import context
 from mmdyt.core.branch import DynamicBranch
 from mmdyt.core.fit.calibrate import calibrate, measured_rates, token_dispatchers
 from mmdyt.core.fit.evidence import FLOOR, _log_evidence, fit_dispatchers
-from mmdyt.core.fit.request import CalibrationRequest
+from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.core.observe import decisions, dynamic_branches, random_masks
 from mmdyt.parts.adapter import Adapter
 from mmdyt.parts.dispatcher import RandomDispatcher, TokenDispatcher
@@ -122,7 +123,7 @@ def test_only_gates_change_and_modes_and_hooks_are_as_before():
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {f'branches.{i}.dispatcher.gate.{name}' for i in range(2) for name in ('weight', 'bias')}
     assert [module.training for module in model.modules()] == modes
-    assert not any(branch._rules or branch.dispatcher._forward_hooks for branch in model.branches)
+    assert not any(context.asked_of(context.RULES, b) or b.dispatcher._forward_hooks for b in model.branches)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -157,3 +158,30 @@ def test_losses_without_finite_evidence_are_refused_and_change_nothing(factor):
 def test_bad_arguments_are_refused(model, losses, message):
     with pytest.raises(ValueError, match=f'^{message}'):
         fit_dispatchers(model, losses)
+
+
+@pytest.mark.parametrize('rule', RULES)
+@pytest.mark.parametrize('calls', range(4))
+def test_a_calibration_that_fails_midway_leaves_every_threshold_and_capacity_as_it_was(rule, calls):
+    model, x, left = build(), tokens(), [calls]
+    for i, dispatcher in enumerate(token_dispatchers(model).values()):
+        dispatcher.set_rule(0.1 - i, 0.5 if i else None)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def forward():
+        left[0] -= 1
+        if left[0] < 0:
+            raise MemoryError
+        model(x)
+
+    with pytest.raises(MemoryError):
+        calibrate(model, [forward], CalibrationRequest(0.4, rule, per_image=True))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [dispatcher.capacity for dispatcher in token_dispatchers(model).values()] == [None, 0.5]
+
+
+@pytest.mark.parametrize('ridge', [0, -1.0, True, '1', torch.nan, torch.inf])
+def test_a_ridge_that_is_no_positive_number_is_refused(ridge):
+    with pytest.raises(ValueError, match=f'^ridge must be a positive number, got {ridge!r}'):
+        fit_dispatchers(build(), [lambda: 0], ridge)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..observe import decisions, dynamic_branches, eval_mode, record_dispatch, sampled
 from ..part import Dispatcher
 from .request import CalibrationRequest
+from .restore import unless_refused
 
 TOLERANCE = 1e-3  # of the rate, where it is searched over whole forward passes
 STEPS = 40  # of a search
@@ -95,14 +96,14 @@ def calibrate(model: nn.Module, forwards: Forwards, request: CalibrationRequest)
 
     Raises:
         ValueError: If the request has no rate, the model has no thresholds, its logits are not finite, or the forward
-            passes show it no image.
+            passes show it no image; thresholds and capacities are then as before.
     """
     target_rate, rule = request.target_rate, request.rule
     if target_rate is None:
         raise ValueError('target_rate must be given, got None.')
     if not forwards:
         raise ValueError('forwards must hold at least one forward pass, got none.')
-    with eval_mode(model):
+    with unless_refused(model), eval_mode(model):
         dispatchers = _reached(model, forwards, request.per_image)
         if rule == 'global':
             _set_all(model, forwards, dispatchers, target_rate)

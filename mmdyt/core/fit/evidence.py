@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..dispatch import Dispatch
 from ..observe import decisions, dynamic_branches, eval_mode
+from ..options import is_number
 from ..part import Dispatcher
 from ..tokens import TokenState
 from .calibrate import token_dispatchers
@@ -81,6 +82,8 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
             depend on the dispatched branches, or none gives finite evidence; then nothing is changed.
     """
     dispatchers = token_dispatchers(model)
+    if not (is_number(ridge) and ridge > 0):
+        raise ValueError(f'ridge must be a positive number, got {ridge!r}.')
     if not losses:
         raise ValueError('losses must hold at least one loss, got none.')
     moments: dict[str, _Moments] = {}

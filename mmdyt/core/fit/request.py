@@ -1,9 +1,9 @@
 """What a user may ask a calibration for."""
 
-import math
 from dataclasses import dataclass
 
 from ..losses import check_rate
+from ..options import check_switches, is_integer, is_number
 
 RULES = ('rate_matched', 'uniform', 'global')
 
@@ -35,8 +35,7 @@ class CalibrationRequest:
             raise ValueError(f'rule must be one of {list(RULES)}, got {self.rule!r}.')
         if self.target_rate is not None:
             check_rate(self.target_rate)
-        if not isinstance(self.per_image, bool):
-            raise ValueError(f'per_image must be True or False, got {self.per_image!r}.')
+        check_switches(per_image=self.per_image)
         check_batches(self.num_batches)
         if self.target_gmacs is None:
             return
@@ -44,8 +43,8 @@ class CalibrationRequest:
             raise ValueError(
                 f'target_rate must not be given with target_gmacs, got {self.target_rate} and {self.target_gmacs}.'
             )
-        if not 0 < self.target_gmacs < math.inf:
-            raise ValueError(f'target_gmacs must be a positive number, got {self.target_gmacs}.')
+        if not (is_number(self.target_gmacs) and self.target_gmacs > 0):
+            raise ValueError(f'target_gmacs must be a positive number, got {self.target_gmacs!r}.')
 
 
 def check_batches(num_batches: int) -> None:
@@ -54,5 +53,5 @@ def check_batches(num_batches: int) -> None:
     Raises:
         ValueError: If it is out of range.
     """
-    if not (isinstance(num_batches, int) and num_batches >= 1):
+    if not (is_integer(num_batches) and num_batches >= 1):
         raise ValueError(f'num_batches must be at least 1, got {num_batches!r}.')

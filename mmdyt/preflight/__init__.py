@@ -2,8 +2,8 @@
 
 from .check import check, check_images
 from .config import (
+    add_dry_run_argument,
     add_method_arguments,
-    clean_exit,
     dump_predictions,
     load_config,
     paint_predictions,
@@ -12,8 +12,10 @@ from .config import (
     use_tta,
 )
 from .processes import end_cpu_processes
+from .refusals import clean_exit, part
 
 __all__ = [
+    'add_dry_run_argument',
     'add_method_arguments',
     'check',
     'check_images',
@@ -22,6 +24,7 @@ __all__ = [
     'end_cpu_processes',
     'load_config',
     'paint_predictions',
+    'part',
     'set_resume',
     'use_amp',
     'use_tta',

@@ -1,33 +1,17 @@
 """Read the config that the user named, and merge the command line into it."""
 
 import os
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
+from .keys import check_options
 from .methods import known_methods, use_method
-from .names import near
-
-
-@contextmanager
-def clean_exit() -> Iterator[None]:
-    """Turn an error about user input into one message and exit code 2; ``MMDYT_TRACEBACK=1`` shows where it arose."""
-    try:
-        yield
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
-        if os.environ.get('MMDYT_TRACEBACK'):
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine: files may be missing on one only
-            print(f'error: {message}', file=sys.stderr)
-        sys.exit(2)
+from .names import name_of, near
+from .refusals import part
 
 
 def load_config(args: Namespace) -> Config:
@@ -46,7 +30,8 @@ def load_config(args: Namespace) -> Config:
         known = [str(p) for p in Path('configs').rglob('*.py')]
         raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(path, import_custom_modules=False)
+    with part(f'config {path}', 'be read'):
+        cfg = Config.fromfile(path, import_custom_modules=False)
     method, name = getattr(args, 'method', None), path.stem
     if method is not None:
         use_method(cfg, method, args.method_options)
@@ -55,7 +40,9 @@ def load_config(args: Namespace) -> Config:
     elif getattr(args, 'method_options', None):
         raise ValueError(f'--method-options must come with --method, got {args.method_options} without.')
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        check_options(cfg, args.cfg_options)
+        with part('--cfg-options', 'fit the config'):
+            cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
@@ -71,13 +58,27 @@ def add_method_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_dry_run_argument(parser: ArgumentParser) -> None:
+    """Let a tool take ``--no-dry-run``."""
+    parser.add_argument(
+        '--no-dry-run',
+        dest='dry_run',
+        action='store_false',
+        help='start without trying the model, optimizer and metrics on one sample of each data set first',
+    )
+
+
 def use_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision: fp16 with loss scale on a GPU, bf16 on the CPU.
 
+    A config that has it already keeps its settings; on the CPU but those of a loss scale, which bf16 does not need.
+
     Raises:
-        ValueError: For an optimizer wrapper that cannot.
+        ValueError: For an optimizer wrapper that cannot, or none.
     """
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if cfg.get('optim_wrapper') is None:
+        raise ValueError('--amp must find optim_wrapper in the config, got none.')
+    kind = name_of(cfg.optim_wrapper.get('type', 'OptimWrapper')).removeprefix('mmengine.')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f"--amp must find optim_wrapper.type 'OptimWrapper', got {kind!r}.")
     if torch.cuda.is_available():
@@ -85,6 +86,8 @@ def use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     else:
         cfg.optim_wrapper.type = 'mmdyt.CPUAmpOptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(name, None)
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:

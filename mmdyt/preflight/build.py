@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.config import Config
-from mmengine.hooks import CheckpointHook
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import ManagerMixin
@@ -93,6 +93,7 @@ def check_build(cfg: Config, loops: tuple[str, ...], model: nn.Module, folder: P
     for loop in loops:
         if runner.has(loop):
             runner.prepare_loop(loop)
+    runner.prepare_hooks('train' in loops)
     if not samples:
         return
     for loop in loops:
@@ -187,6 +188,15 @@ class Rehearsal(Runner):
         if loop == 'train' and self.param_schedulers is not None:
             with part('param_scheduler'):
                 self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
+
+    def prepare_hooks(self, train: bool) -> None:
+        """Let those hooks look at the runner that are known to do no more, before it starts."""
+        for hook in self.hooks:
+            if isinstance(hook, EMAHook) or type(hook).__module__.startswith('mmdyt.'):
+                with part(f'custom_hooks, {type(hook).__name__},', 'fit the config'):
+                    hook.before_run(self)
+                    if train:
+                        hook.before_train(self)
 
     def _build_loader(self, name: str) -> DataLoader:
         """A loader as it is asked for, that reads in this process."""

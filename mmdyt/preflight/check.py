@@ -13,7 +13,7 @@ from mmengine.utils import import_modules_from_strings
 from .build import check_build, untouched
 from .checkpoints import AUXILIARY, check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
 from .datasets import check_data, head_classes
-from .keys import check_keys
+from .keys import KNOWN, check_arguments, check_keys
 from .names import check_types, name_of
 from .processes import use_cpu_processes
 from .refusals import part
@@ -48,7 +48,10 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
     scope = cfg.get('default_scope', 'mmengine')
     init_default_scope(scope)
     unused = {f'{loop}_{part}' for loop in LOOPS if loop not in loops for part in PARTS}
-    check_types({key: value for key, value in cfg.items() if key not in unused}, scope)
+    used = {key: value for key, value in cfg.items() if key in KNOWN and key not in unused}
+    # heads and backbones have types of their own in a model: whether all are known, only building it tells
+    check_types({key: value for key, value in used.items() if key not in ('model', 'tta_model')}, scope)
+    check_arguments(used, scope)
     num_classes = head_classes(cfg.model)
     for loop in loops:
         check_data((cfg.get(f'{loop}_dataloader') or {}).get('dataset'), f'{loop}_dataloader.dataset', num_classes)
@@ -126,7 +129,11 @@ def _build_model(cfg: Config) -> nn.Module:
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     with part('model'):
-        return MODELS.build(model)
+        try:
+            return MODELS.build(model)
+        except Exception:
+            check_types(dict(model=cfg.model), cfg.get('default_scope', 'mmengine'))  # says where, and what was meant
+            raise
 
 
 def _check_pretrained(cfg: Config, model: nn.Module, where: str, init_cfg: dict) -> None:

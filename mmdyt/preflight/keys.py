@@ -8,7 +8,7 @@ from inspect import signature
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .names import near
+from .names import find, is_foreign, near
 
 # what mmengine, the hosts and the tools read besides the arguments of a runner
 READ = ('custom_imports', 'runner_type', 'strategy', 'compile', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn',
@@ -47,6 +47,46 @@ def check_options(cfg: Config, options: Mapping) -> None:
             raise KeyError(f'--cfg-options must name a key of the config, got {option}.{near(key, known)}')
 
 
+def check_arguments(node, scope: str, where: str = '') -> None:
+    """Refuse a misspelt argument of a class that takes any; others refuse it themselves, but later.
+
+    Args:
+        node: A config, or a part of one; its types are registered.
+        scope: The default scope.
+        where: Path of ``node`` in the config, for the message.
+
+    Raises:
+        KeyError: Naming both.
+    """
+    if isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            check_arguments(value, scope, f'{where}[{i}]')
+    if not isinstance(node, dict):
+        return
+    scope = node.get('_scope_', scope)
+    kind = node.get('type')
+    if kind is not None and is_foreign(kind, scope):
+        return
+    found = find(kind, scope) if isinstance(kind, str) else kind
+    known = _arguments(found) if isinstance(found, type) else []
+    for key, value in node.items():
+        _check_near(key, known, where.lstrip('.'))
+        check_arguments(value, scope, f'{where}.{key}')
+
+
+def _arguments(kind: type) -> list[str]:
+    """What a class and those that it is made of name as arguments."""
+    constructors = [vars(base)['__init__'] for base in kind.__mro__[:-1] if '__init__' in vars(base)]
+    return list(dict.fromkeys(name for one in constructors for name in _names(one)))
+
+
+def _names(constructor) -> list[str]:
+    try:
+        return list(signature(constructor).parameters)
+    except (TypeError, ValueError):  # of a class in C
+        return []
+
+
 def check_paramwise(optim_wrapper: Mapping) -> None:
     """Refuse a misspelt key of ``paramwise_cfg``, or one in the wrong place: nobody would know.
 
@@ -66,7 +106,7 @@ def check_paramwise(optim_wrapper: Mapping) -> None:
 
 
 def _check_near(key: str, known: Sequence[str], where: str) -> None:
-    if key not in known and (meant := misspelt(key, known)):
+    if isinstance(key, str) and key not in known and (meant := misspelt(key, known)):
         raise KeyError(f'{where} must have no key that nothing reads, got {key}. Did you mean {meant}?')
 
 
@@ -75,4 +115,5 @@ def misspelt(key: str, known: Sequence[str]) -> str | None:
     if re.sub(r'^_|_?\d*$', '', key) in known:
         return None
     turned = [name for name in known if sorted(name) == sorted(key)]
-    return next(iter(turned + difflib.get_close_matches(key, known, n=1, cutoff=CLOSE)), None)
+    long = [name for name in known if len(name) > len('model')]  # some configs have a list of ``models``
+    return next(iter(turned + difflib.get_close_matches(key, long, n=1, cutoff=CLOSE)), None)

@@ -34,7 +34,7 @@ def check_types(node, scope: str, where: str = '') -> None:
             raise KeyError(
                 f'{where.lstrip(".")}.type must be a registered type, got {kind!r}.{near(kind, _names(scope))}'
             )
-        if kind is not None and _is_foreign(kind, scope):
+        if kind is not None and is_foreign(kind, scope):
             return
         for key, value in node.items():
             check_types(value, scope, f'{where}.{key}')
@@ -56,10 +56,10 @@ def name_of(kind) -> str:
 
 def _known(kind: str, scope: str) -> bool:
     """Whether mmengine will find ``kind``: by name, by ``scope.name`` or by a full Python path."""
-    return _find(kind, scope) is not None
+    return find(kind, scope) is not None
 
 
-def _find(kind: str, scope: str):
+def find(kind: str, scope: str):
     """What mmengine will find by the name ``kind``, or None."""
     prefix, _, name = kind.rpartition('.')
     if prefix and '.' not in prefix and find_spec(prefix) and find_spec(f'{prefix}.registry'):
@@ -69,27 +69,23 @@ def _find(kind: str, scope: str):
     return next((r.module_dict[name] for r in _registries(scope) if name in r.module_dict), None)
 
 
-def _is_foreign(kind, scope: str) -> bool:
+def is_foreign(kind, scope: str) -> bool:
     """Whether a type takes dicts with a ``type`` that no registry of OpenMMLab holds."""
     if name_of(kind).rpartition('.')[2] in FOREIGN:
         return True
-    found = _find(kind, scope) if isinstance(kind, str) else kind
+    found = find(kind, scope) if isinstance(kind, str) else kind
     return getattr(found, '__module__', 'mmengine').split('.')[0] not in LIBRARIES
 
 
 def _registries(scope: str) -> Iterator[Registry]:
     """Mmengine's registries and those of one host, filled; some of the latter have no parent in mmengine."""
-    for root in vars(mmengine_registry).values():
-        if isinstance(root, Registry):
-            for registry in (root, root.children.get(scope)):
-                if registry is not None:
-                    _fill(registry)
-                    yield registry
-    if find_spec(scope) and find_spec(f'{scope}.registry'):
-        for registry in vars(import_module(f'{scope}.registry')).values():
-            if isinstance(registry, Registry) and registry.parent is None:
-                _fill(registry)
-                yield registry
+    host = import_module(f'{scope}.registry') if find_spec(scope) and find_spec(f'{scope}.registry') else None
+    orphans = [r for r in vars(host).values() if isinstance(r, Registry) and r.parent is None] if host else []
+    roots = [root for root in vars(mmengine_registry).values() if isinstance(root, Registry)]
+    for registry in [r for root in roots for r in (root, root.children.get(scope))] + orphans:
+        if registry is not None:
+            _fill(registry)
+            yield registry
 
 
 def _fill(registry: Registry) -> None:

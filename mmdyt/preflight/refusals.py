@@ -78,6 +78,9 @@ def _message(error: BaseException) -> str:
     """What an error says, in one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     text = re.sub(r'\s*\n\s*', ' ', str(text).strip())
+    if not text:
+        innermost = _innermost(error)
+        text = f'{type(error).__name__} in {innermost.tb_frame.f_code.co_filename}, line {innermost.tb_lineno}'
     return text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import random
 import re
 import warnings
@@ -48,6 +49,7 @@ def untouched() -> Iterator[Path]:
     python, numpy, cudnn = random.getstate(), np.random.get_state(), torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.deterministic
     with (
+        torch.cuda.device(int(os.environ.get('LOCAL_RANK', 0)) if torch.cuda.is_available() else -1),
         TemporaryDirectory(ignore_cleanup_errors=True) as folder,
         torch.random.fork_rng(range(torch.cuda.device_count())),
         warnings.catch_warnings(),
@@ -274,4 +276,6 @@ def _check_ends(loader: DataLoader, name: str, loop: str) -> None:
     if sum(1 for _ in islice(sampler, most)) == most:
         kind = type(sampler).__name__
         other = ', or an IterBasedTrainLoop: train_cfg=dict(by_epoch=False, max_iters=N)' * name.startswith('train')
-        raise ValueError(f'{name}.sampler must end within a {loop}, got {kind}, which goes on. Use DefaultSampler{other}.')
+        raise ValueError(
+            f'{name}.sampler must end within a {loop}, got {kind}, which goes on. Use DefaultSampler{other}.'
+        )

@@ -98,7 +98,9 @@ def check_paramwise(optim_wrapper: Mapping) -> None:
         return
     for key in paramwise:
         if key in MULTIPLIERS or misspelt(key, MULTIPLIERS):
-            raise KeyError(f'paramwise_cfg must have multipliers in custom_keys, by names of parameters, got {key} in none.')
+            raise KeyError(
+                f'paramwise_cfg must have multipliers in custom_keys, by names of parameters, got {key} in none.'
+            )
         _check_near(key, PARAMWISE, 'paramwise_cfg')
     for name, options in (paramwise.get('custom_keys') or {}).items():
         for key in options if isinstance(options, Mapping) else ():

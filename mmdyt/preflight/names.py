@@ -9,7 +9,7 @@ from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
-FOREIGN = ('Albu', 'Albumentations', 'Imgaug', 'ImgAug')  # transforms that wrap those of another library
+FOREIGN = ('Albu', 'Albumentations', 'ImgAug')  # transforms of mmseg, mmpretrain, mmaction around another library's
 # whose classes take dicts with registered types only; torch's optimizers and the like take none at all
 LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg', 'mmaction', 'mmdyt')
 

@@ -86,8 +86,8 @@ def _message(error: BaseException) -> str:
 
 def _raised(error: BaseException) -> bool:
     """Whether a ``raise`` or ``assert`` made the error, not an operation that failed."""
-    if isinstance(error, AttributeError):  # of modules and configs, whose ``__getattr__`` has a ``raise``
-        return bool(WRONG_VALUE.search(str(error)))
+    if not _is_value(error):  # an attribute of a module, whose ``__getattr__`` has a ``raise``
+        return False
     innermost = _innermost(error)
     return dis.opname[innermost.tb_frame.f_code.co_code[innermost.tb_lasti]] in ('RAISE_VARARGS', 'RERAISE')
 

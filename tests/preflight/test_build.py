@@ -56,17 +56,34 @@ TINY = {
     'a typo in another hook': ({'default_hooks.logger.intervl': 3}, 'default_hooks.logger must have no', 'interval?'),
     'a word for another hook': ({'default_hooks.logger.every': 3}, 'default_hooks.logger must be built', "'every'"),
     'a hook without a type': ({'default_hooks.mine': dict(interval=3)}, 'default_hooks.mine must be built', '"type"'),
-    'an interval that is no number': ({'default_hooks.logger.interval': 'ten'}, 'default_hooks.logger must be built', 'interval must be an integer'),
+    'an interval that is no number': (
+        {'default_hooks.logger.interval': 'ten'},
+        'default_hooks.logger must be built',
+        'interval must be an integer',
+    ),
     'a best that is no metric': (
         {'default_hooks.checkpoint.save_best': 'mIou'},
         "CheckpointHook.save_best must name a metric of val_evaluator, aAcc, mIoU, mAcc, got 'mIou'. Did you mean mIoU?",
     ),
-    'a best without a rule': ({'default_hooks.checkpoint.save_best': 'other'}, 'default_hooks.checkpoint must be built'),
-    'a custom hook': ({'custom_hooks': [dict(type='EMAHook', moment=0.1)]}, 'custom_hooks, EMAHook, must fit the config', 'moment'),
+    'a best without a rule': (
+        {'default_hooks.checkpoint.save_best': 'other'},
+        'default_hooks.checkpoint must be built',
+    ),
+    'a custom hook': (
+        {'custom_hooks': [dict(type='EMAHook', moment=0.1)]},
+        'custom_hooks, EMAHook, must fit the config',
+        'moment',
+    ),
     'a priority': ({'custom_hooks': [dict(type='EMAHook', priority='SOON')]}, 'custom_hooks[0] must be built', 'SOON'),
     'no iterations': ({'train_cfg.max_iters': 0}, 'train_cfg.max_iters must be a positive integer, got 0.'),
-    'iterations in words': ({'train_cfg.max_iters': 'six'}, "train_cfg.max_iters must be a positive integer, got 'six'."),
-    'validation never due': ({'train_cfg.val_interval': 0}, 'train_cfg.val_interval must be a positive integer, got 0.'),
+    'iterations in words': (
+        {'train_cfg.max_iters': 'six'},
+        "train_cfg.max_iters must be a positive integer, got 'six'.",
+    ),
+    'validation never due': (
+        {'train_cfg.val_interval': 0},
+        'train_cfg.val_interval must be a positive integer, got 0.',
+    ),
     'later never due': (
         {'train_cfg.dynamic_intervals': [(3, 0)]},
         'train_cfg.dynamic_intervals from 3 on must be a positive integer, got 0.',
@@ -93,7 +110,11 @@ TINY = {
         {'train_dataloader.dataset.pipeline': [dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=2)]},
         'train_dataloader must be built',
     ),
-    'the optimizer': ({'optim_wrapper.optimizer.lrr': 1}, 'optim_wrapper must be built', "argument 'lrr'. Did you mean lr"),
+    'the optimizer': (
+        {'optim_wrapper.optimizer.lrr': 1},
+        'optim_wrapper must be built',
+        "argument 'lrr'. Did you mean lr",
+    ),
     'its wrapper': ({'optim_wrapper.lr_mul': 0.1}, 'optim_wrapper must be built', "argument 'lr_mul'"),
     'its rate': ({'optim_wrapper.optimizer.lr': -1.0}, 'optim_wrapper must be built', 'Invalid learning rate: -1.0'),
     'its rate in words': ({'optim_wrapper.optimizer.lr': 'big'}, 'optim_wrapper must be built'),
@@ -112,9 +133,17 @@ TINY = {
         'paramwise_cfg must have multipliers in custom_keys, by names of parameters, got lr_mul in none.',
     ),
     'the constructor': ({'optim_wrapper.constructor': 'Other'}, 'optim_wrapper'),
-    'a schedule': ({'param_scheduler.0.pwer': 2}, 'param_scheduler must be built', "argument 'pwer'. Did you mean power?"),
+    'a schedule': (
+        {'param_scheduler.0.pwer': 2},
+        'param_scheduler must be built',
+        "argument 'pwer'. Did you mean power?",
+    ),
     'a schedule of negative length': ({'param_scheduler.0.end': -6}, 'param_scheduler must be built', 'end'),
-    'a metric': ({'val_evaluator.iou_metric': 'mIoU'}, 'val_evaluator must have no key that nothing reads', 'iou_metrics?'),
+    'a metric': (
+        {'val_evaluator.iou_metric': 'mIoU'},
+        'val_evaluator must have no key that nothing reads',
+        'iou_metrics?',
+    ),
     'what it measures': ({'val_evaluator.iou_metrics': ['mIuO']}, 'val_evaluator must judge a prediction', 'mIuO'),
     'a metric of another task': (
         {'val_evaluator': [dict(type='mmpretrain.Accuracy')]},
@@ -167,7 +196,10 @@ CLS = {
     ),
     'no epochs': ({'train_cfg.max_epochs': 0}, 'train_cfg.max_epochs must be a positive integer, got 0.'),
     'half an epoch': ({'train_cfg.max_epochs': 1.5}, 'train_cfg must be built', '1.5'),
-    'an epoch-wise best': ({'default_hooks.checkpoint.save_best': 'accuracy/top3'}, "got 'accuracy/top3'. Did you mean"),
+    'an epoch-wise best': (
+        {'default_hooks.checkpoint.save_best': 'accuracy/top3'},
+        "got 'accuracy/top3'. Did you mean",
+    ),
     'a width': ({'model.head.in_channels': 16}, 'model must have a loss for a sample of train_dataloader'),
     'a schedule of another place': ({'param_scheduler.0.convert_to_iter': True}, 'param_scheduler'),
     'a rate of batches': ({'auto_scale_lr': dict(base_batch_size='big', enable=True)}, 'auto_scale_lr must be built'),
@@ -203,7 +235,9 @@ def test_test_time_augmentation_is_tried(refused, tiny_config):
     preflight.check(cfg, ('test',))
     cfg.tta_model.type = 'SegTTAModl'
     cfg.model.type = 'SegTTAModl'
-    with pytest.raises(ValueError, match="model: model.type must be a registered type, got 'SegTTAModl'. Did you mean Seg"):
+    with pytest.raises(
+        ValueError, match="model: model.type must be a registered type, got 'SegTTAModl'. Did you mean Seg"
+    ):
         preflight.check(cfg, ('test',))
 
 

@@ -45,7 +45,10 @@ def test_a_refusal_is_one_line(capsys, case):
 
 @pytest.mark.parametrize('case', BUGS)
 def test_a_bug_keeps_its_traceback(capsys, case):
-    with pytest.raises((LookupError, ArithmeticError, TypeError, AttributeError, NameError, RuntimeError)), clean_exit():
+    with (
+        pytest.raises((LookupError, ArithmeticError, TypeError, AttributeError, NameError, RuntimeError)),
+        clean_exit(),
+    ):
         BUGS[case]()
     assert not capsys.readouterr().err
 

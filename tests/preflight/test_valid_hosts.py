@@ -48,7 +48,7 @@ VIT = dict(type='VisionTransformer', arch=TINY_ARCH, img_size=32, patch_size=16)
 TRANSFORMS = {
     'mmseg': dict(type='Albu', transforms=[dict(type='RandomBrightnessContrast', p=0.2)]),
     'mmpretrain': dict(type='Albumentations', transforms=[dict(type='OneOf', transforms=[dict(type='Blur', p=1.0)])]),
-    'mmaction': dict(type='Imgaug', transforms=[dict(type='Rotate', rotate=(-20, 20))]),
+    'mmaction': dict(type='ImgAug', transforms=[dict(type='Rotate', rotate=(-20, 20))]),
 }
 
 
@@ -64,15 +64,25 @@ def lora(module: dict) -> dict:
 @pytest.mark.parametrize(
     'options',
     [
-        {'model.train_cfg': dict(augments=[MIXUP])},
-        {'model.train_cfg': dict(augments=[MIXUP, CUTMIX], probs=[0.5, 0.5])},
-        {'model.data_preprocessor.batch_augments': dict(augments=[CUTMIX])},
-        {'optim_wrapper.paramwise_cfg': dict(norm_decay_mult=0.0, custom_keys={'ln1': dict(decay_mult=0.0, betas=(0, 0))})},
+        {'model.data_preprocessor.num_classes': 3, 'model.train_cfg': dict(augments=[MIXUP])},
+        {
+            'model.data_preprocessor.num_classes': 3,
+            'model.train_cfg': dict(augments=[MIXUP, CUTMIX], probs=[0.5, 0.5]),
+        },
+        {'model.data_preprocessor.num_classes': 3, 'model.data_preprocessor.batch_augments': dict(augments=[CUTMIX])},
+        {
+            'optim_wrapper.paramwise_cfg': dict(
+                norm_decay_mult=0.0, custom_keys={'ln1': dict(decay_mult=0.0, betas=(0, 0))}
+            )
+        },
         {'custom_hooks': [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]},
         {'default_hooks.checkpoint.save_best': 'auto'},
         {'default_hooks.checkpoint.save_best': 'accuracy/top1'},
         {'default_hooks.checkpoint.save_best': 'gmacs', 'default_hooks.checkpoint.rule': 'less'},
-        {'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=4), 'train_dataloader.sampler.type': 'InfiniteSampler'},
+        {
+            'train_cfg': dict(_delete_=True, by_epoch=False, max_iters=4),
+            'train_dataloader.sampler.type': 'InfiniteSampler',
+        },
         {'optim_wrapper.accumulative_counts': 4},
     ],
 )
@@ -198,7 +208,9 @@ def test_misspelt_keys_of_a_config_are_refused(key, meant):
 
 def test_options_that_a_config_has_or_a_host_reads_pass():
     check_options(Config(dict(num_classes=3)), {'num_classes': 4, 'randomness.seed': 1, 'find_unused_parameters': True})
-    with pytest.raises(KeyError, match='--cfg-options must name a key of the config, got num_clases. Did you mean num_'):
+    with pytest.raises(
+        KeyError, match='--cfg-options must name a key of the config, got num_clases. Did you mean num_'
+    ):
         check_options(Config(dict(num_classes=3)), {'num_clases': 4})
 
 

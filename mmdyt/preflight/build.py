@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from inspect import signature
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from .datasets import fetches_itself, nested
 from .keys import check_paramwise
+from .loops import check_ends, check_lengths, check_not_empty
 from .names import near
 from .refusals import part
 from .samples import check_metrics, run_evaluation, run_training, run_update
@@ -181,12 +181,12 @@ class Rehearsal(Runner):
         loader = self._build_loader(f'{loop}_dataloader')
         setattr(self, f'_{loop}_dataloader', loader)
         if loop == 'train':
-            _check_lengths(options)
+            check_lengths(options)
         with part(name):
             built = getattr(self, f'build_{loop}_loop')(getattr(self, f'_{loop}_loop'))
         setattr(self, f'_{loop}_loop', built)
         if isinstance(built, EpochBasedTrainLoop | ValLoop | TestLoop):
-            _check_ends(loader, f'{loop}_dataloader', type(built).__name__)
+            check_ends(loader, f'{loop}_dataloader', type(built).__name__)
         if loop == 'train' and self.param_schedulers is not None:
             with part('param_scheduler'):
                 self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
@@ -205,7 +205,7 @@ class Rehearsal(Runner):
         with part(name):
             random_ranks = self._randomness_cfg.get('diff_rank_seed', False)
             loader = self.build_dataloader(self.cfg[name], seed=self.seed, diff_rank_seed=random_ranks)
-            _check_not_empty(loader, name)
+            check_not_empty(loader, name)
         loader.num_workers = loader.timeout = 0
         return loader
 
@@ -240,42 +240,3 @@ def _check_hook(hooks: list) -> None:
             known = list(signature(type(hook)).parameters)
             wrong = next(iter(hook.args))
             raise ValueError(f'its arguments must be among {known[:-1]}, got {wrong!r}.{near(wrong, known)}')
-
-
-def _check_lengths(options: Mapping) -> None:
-    """Refuse a training that has no step, or a validation that never is due."""
-    intervals = [('val_interval', options.get('val_interval', 1))]
-    for milestone, interval in options.get('dynamic_intervals') or []:
-        intervals.append((f'dynamic_intervals from {milestone} on', interval))
-    lengths = [(name, options[name]) for name in ('max_epochs', 'max_iters') if name in options]
-    for name, value in lengths + intervals:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise ValueError(f'train_cfg.{name} must be a positive integer, got {value!r}.')
-
-
-def _check_not_empty(loader: DataLoader, name: str) -> None:
-    """Refuse a loader without a batch."""
-    try:
-        batches, samples = len(loader), len(loader.dataset)
-    except TypeError:  # of a data set that is a stream
-        return
-    if batches == 0:
-        raise ValueError(
-            f'{name} must give at least one batch, got none of {samples} samples. A batch_size of {loader.batch_size} '
-            f'with drop_last={loader.drop_last} needs as many.'
-        )
-
-
-def _check_ends(loader: DataLoader, name: str, loop: str) -> None:
-    """Refuse a sampler that gives more than twice its length: it never ends, and neither would the loop."""
-    sampler = getattr(loader.batch_sampler, 'sampler', loader.sampler)
-    try:
-        most = 2 * max(len(sampler), len(loader.dataset)) + 1
-    except TypeError:
-        return
-    if sum(1 for _ in islice(sampler, most)) == most:
-        kind = type(sampler).__name__
-        other = ', or an IterBasedTrainLoop: train_cfg=dict(by_epoch=False, max_iters=N)' * name.startswith('train')
-        raise ValueError(
-            f'{name}.sampler must end within a {loop}, got {kind}, which goes on. Use DefaultSampler{other}.'
-        )

@@ -105,8 +105,8 @@ def check_lora(node, where: str = 'model') -> None:
     if isinstance(node, dict):
         if name_of(node.get('type')).rpartition('.')[2] == 'LoRAModel' and (kind := _own_type(node.get('module'))):
             raise ValueError(
-                f'{where}.module must be no model of mmdyt within a LoRAModel, which would freeze its parts, got {kind}. '
-                "Use --method lora, or parts=[dict(type='mmdyt.LoRA')] of the backbone."
+                f'{where}.module must be no model of mmdyt within a LoRAModel, which would freeze its parts, got '
+                f"{kind}. Use --method lora, or parts=[dict(type='mmdyt.LoRA')] of the backbone."
             )
         for key, value in node.items():
             check_lora(value, f'{where}.{key}')

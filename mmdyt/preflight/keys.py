@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from .names import find, is_foreign, near
 
 # what mmengine, the hosts and the tools read besides the arguments of a runner
-READ = ('custom_imports', 'runner_type', 'strategy', 'compile', 'model_wrapper_cfg', 'find_unused_parameters', 'sync_bn',
-        'activation_checkpointing', 'efficient_conv_bn_eval', 'tta_model', 'tta_pipeline')  # fmt: skip
+READ = ('custom_imports', 'runner_type', 'strategy', 'compile', 'model_wrapper_cfg', 'find_unused_parameters',
+        'sync_bn', 'activation_checkpointing', 'efficient_conv_bn_eval', 'tta_model', 'tta_pipeline')  # fmt: skip
 KNOWN = (*(set(signature(Runner).parameters) - {'cfg'}), *READ)
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
              'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate')  # fmt: skip
@@ -98,9 +98,7 @@ def check_paramwise(optim_wrapper: Mapping) -> None:
         return
     for key in paramwise:
         if key in MULTIPLIERS or misspelt(key, MULTIPLIERS):
-            raise KeyError(
-                f'paramwise_cfg must have multipliers in custom_keys, by names of parameters, got {key} in none.'
-            )
+            raise KeyError(f'paramwise_cfg must have {key} in custom_keys, by names of parameters, got it in none.')
         _check_near(key, PARAMWISE, 'paramwise_cfg')
     for name, options in (paramwise.get('custom_keys') or {}).items():
         for key in options if isinstance(options, Mapping) else ():

@@ -63,7 +63,8 @@ TINY = {
     ),
     'a best that is no metric': (
         {'default_hooks.checkpoint.save_best': 'mIou'},
-        "CheckpointHook.save_best must name a metric of val_evaluator, aAcc, mIoU, mAcc, got 'mIou'. Did you mean mIoU?",
+        'CheckpointHook.save_best must name a metric of val_evaluator, aAcc, mIoU, mAcc, got ',
+        "'mIou'. Did you mean mIoU?",
     ),
     'a best without a rule': (
         {'default_hooks.checkpoint.save_best': 'other'},
@@ -130,7 +131,7 @@ TINY = {
     ),
     'a multiplier of nothing': (
         {'optim_wrapper.paramwise_cfg': dict(lr_mul=0.1)},
-        'paramwise_cfg must have multipliers in custom_keys, by names of parameters, got lr_mul in none.',
+        'paramwise_cfg must have lr_mul in custom_keys, by names of parameters, got it in none.',
     ),
     'the constructor': ({'optim_wrapper.constructor': 'Other'}, 'optim_wrapper'),
     'a schedule': (

@@ -1,5 +1,7 @@
 """A refusal is told in one line that says where and how to see more; a bug keeps its traceback."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.config import ConfigDict
@@ -20,7 +22,7 @@ REFUSALS = {
     'of many lines': (lambda: fail(ValueError('x must be y,\n   got z.')), 'x must be y, got z.'),
     'asserted': (lambda: exec("assert 0, 'it must be so'"), 'it must be so.'),
     'asserted without a word': (lambda: exec('assert 0'), 'AssertionError in <string>, line 1.'),
-    'a file': (lambda: open('/nowhere/file'), "[Errno 2] No such file or directory: '/nowhere/file'."),
+    'a file': (lambda: Path('/nowhere/file').read_text(), "[Errno 2] No such file or directory: '/nowhere/file'."),
     'a key that the config lacks': (lambda: ConfigDict().model, "'ConfigDict' object has no attribute 'model'."),
 }
 BUGS = {

@@ -42,10 +42,7 @@ PACKAGES = dict(TensorboardVisBackend='tensorboard', WandbVisBackend='wandb', ML
 @contextmanager
 def untouched() -> Iterator[Path]:
     """A folder to write to, for a while in which nothing else is: random numbers, mmengine's named objects, logs."""
-    kinds = [ManagerMixin]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    named = {kind: kind._instance_dict.copy() for kind in kinds}
+    named = {kind: kind._instance_dict.copy() for kind in _named_kinds()}
     python, numpy, cudnn = random.getstate(), np.random.get_state(), torch.backends.cudnn
     flags = cudnn.benchmark, cudnn.deterministic
     with (
@@ -62,9 +59,17 @@ def untouched() -> Iterator[Path]:
             random.setstate(python)
             np.random.set_state(numpy)
             cudnn.benchmark, cudnn.deterministic = flags
-            for kind in kinds:
+            for kind in _named_kinds():  # some were imported meanwhile
                 kind._instance_dict.clear()
-                kind._instance_dict.update(named[kind])
+                kind._instance_dict.update(named.get(kind, {}))
+
+
+def _named_kinds() -> list[type]:
+    """Classes whose objects mmengine keeps by name: loggers, message hubs, visualizers, scopes."""
+    kinds = [ManagerMixin]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return kinds
 
 
 def check_build(cfg: Config, loops: tuple[str, ...], model: nn.Module, folder: Path, samples: bool = True) -> None:

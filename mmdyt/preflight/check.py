@@ -128,7 +128,7 @@ def _build_model(cfg: Config) -> nn.Module:
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor') is not None:
         model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
-    with part('model'):
+    with part('model', named=False):
         try:
             return MODELS.build(model)
         except Exception:

@@ -123,7 +123,7 @@ def paint_predictions(cfg: Config, folder: str) -> None:
     if not hook or not cfg.get('visualizer'):
         raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
     # mmseg's hook has a name and a switch of its own
-    switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
+    switch = dict(draw=True) if 'Seg' in name_of(hook.type) else dict(enable=True, out_dir=folder)
     hook.update(interval=1, **switch)
     cfg.visualizer.save_dir = folder
 

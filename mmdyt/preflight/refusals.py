@@ -38,7 +38,7 @@ def clean_exit() -> Iterator[None]:
     try:
         yield
     except ERRORS as error:
-        if os.environ.get('MMDYT_TRACEBACK') or not (isinstance(error, OSError) or _raised(error)):
+        if os.environ.get('MMDYT_TRACEBACK') or not _raised(error):
             raise
         if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine: files may be missing on one only
             message = _message(error)
@@ -47,7 +47,7 @@ def clean_exit() -> Iterator[None]:
 
 
 @contextmanager
-def part(where: str, rule: str = 'be built') -> Iterator[None]:
+def part(where: str, rule: str = 'be built', *, named: bool = True) -> Iterator[None]:
     """Refuse a part of the config that hosts stumble over, and say which it is.
 
     Hosts rarely look at what they are given. So within a part, which is made of nothing but what the user typed, wrong
@@ -56,6 +56,7 @@ def part(where: str, rule: str = 'be built') -> Iterator[None]:
     Args:
         where: The part's path in the config.
         rule: What it must do, for the message.
+        named: Whether messages that name an argument name the part, too.
 
     Raises:
         Refusal: From any other error that is one.
@@ -69,7 +70,7 @@ def part(where: str, rule: str = 'be built') -> Iterator[None]:
             raise
         message = _message(error)
         if FORM.search(message):
-            raise Refusal(f'{where}: {message}') from error
+            raise Refusal(f'{where}: {message}' if named else message) from error
         name = '' if isinstance(error, Refusal) else f'{type(error).__name__}: '
         raise Refusal(f'{where} must {rule}, got {name}{message}{_hint(message)}') from error
 
@@ -85,7 +86,9 @@ def _message(error: BaseException) -> str:
 
 
 def _raised(error: BaseException) -> bool:
-    """Whether a ``raise`` or ``assert`` made the error, not an operation that failed."""
+    """Whether a ``raise`` or ``assert`` made the error, or the system; not an operation that failed."""
+    if isinstance(error, OSError):
+        return True
     if not _is_value(error):  # an attribute of a module, whose ``__getattr__`` has a ``raise``
         return False
     innermost = _innermost(error)

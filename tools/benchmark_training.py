@@ -52,7 +52,7 @@ def read_config(name: str, method: str | None, amp: bool) -> Config:
     cfg = preflight.load_config(Run(name, path, Path(), options, word, settings).request())
     if amp:
         preflight.use_amp(cfg)
-    preflight.check(cfg, loops=('train',))
+    preflight.check(cfg, loops=('train',), dry_run=False)
     return cfg
 
 

@@ -63,6 +63,7 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help="let results count that another state of mmdyt's source or other versions of its libraries gave",
     )
+    preflight.add_dry_run_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings of the config, key=value')
     args = parser.parse_args()
     args.work_dir = args.work_dir or Path('work_dirs', f'compare_{Path(args.config).stem}')
@@ -86,13 +87,10 @@ class Comparison:
         self._rank: dict[Path, int] = {}
         self._check_arguments()
         for method in args.methods:
-            try:
+            with preflight.part(method, 'be trained'):  # whatever is wrong, the user wants to know with which method
                 cfg = self.load(method, args.seeds[0])
-                preflight.check(cfg, loops=('train', 'val'))
+                preflight.check(cfg, loops=('train', 'val'), dry_run=args.dry_run)
                 self.counts[method] = count_tuned(cfg)
-            except Exception as error:  # whatever is wrong, the user wants to know with which method
-                message = error.args[0] if isinstance(error, KeyError) and error.args else error
-                raise ValueError(f'{method}: {message}') from error
 
     def _check_arguments(self) -> None:
         """Refuse what is wrong whatever the method."""
@@ -114,7 +112,16 @@ class Comparison:
         args = self.args
         head, options = (None, ()) if method is None else split_word(method)
         seeds = [] if seed is None else [f'randomness.seed={seed}']
-        return Run(name, args.config, args.work_dir / folder, (*args.cfg_options, *seeds), head, options, args.amp)
+        return Run(
+            name,
+            args.config,
+            args.work_dir / folder,
+            (*args.cfg_options, *seeds),
+            head,
+            options,
+            args.amp,
+            args.dry_run,
+        )
 
     def load(self, method: str | None, seed: int | None) -> Config:
         """The config that a run trains with."""

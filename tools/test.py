@@ -37,6 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     preflight.add_method_arguments(parser)
+    preflight.add_dry_run_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -65,7 +66,9 @@ def main() -> None:
             cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdyt.RandomMasksHook')]
         if args.dump:
             preflight.dump_predictions(cfg, args.dump)
-        preflight.check(cfg, loops=('test',))
+        if args.tta:
+            preflight.use_tta(cfg)
+        preflight.check(cfg, loops=('test',), dry_run=args.dry_run)
         calibrates = args.target_rate is not None or args.target_gmacs is not None
         if args.per_image and not calibrates:
             raise ValueError('--per-image must come with --target-rate or --target-gmacs, got neither.')
@@ -81,8 +84,6 @@ def main() -> None:
             if args.tta or args.complete:
                 raise ValueError('--target-rate and --target-gmacs must not be combined with --tta or --complete.')
             preflight.check_images(cfg, ['train_dataloader'])
-        if args.tta:
-            preflight.use_tta(cfg)
     runner = preflight.build_runner(cfg)
     with preflight.clean_exit():
         for option in ('complete', 'random_masks'):

@@ -29,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     preflight.add_method_arguments(parser)
+    preflight.add_dry_run_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -43,7 +44,7 @@ def main() -> None:
         if args.amp:
             preflight.use_amp(cfg)
         preflight.set_resume(cfg, args.resume)
-        preflight.check(cfg, loops=('train', 'val'))
+        preflight.check(cfg, loops=('train', 'val'), dry_run=args.dry_run)
         held = preflight.hold_work_dir(cfg)
     with held:
         runner = preflight.build_runner(cfg)

@@ -40,6 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     parser.add_argument('--method', metavar='NAME[+NAME]', help="use this method instead of the config's")
     parser.add_argument('--method-options', nargs='+', default=[], help='override settings of the method, key=value')
+    preflight.add_dry_run_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', default=[], help='override settings, key=value')
     args = parser.parse_args()
     name = '_'.join([Path(args.config).stem, *(args.method or '').split('+')]).strip('_')
@@ -61,7 +62,8 @@ def task_run(args: argparse.Namespace, task: str) -> Run:
     """The run of a task; which one it is, the training process reads from the environment, which it inherits."""
     os.environ.update(VTAB_TASK=task, VTAB_ROOT=str(args.root.resolve()))
     folder, options = args.work_dir / task, tuple(overrides(args))
-    return Run(task, args.config, folder, options, args.method, tuple(args.method_options), args.amp)
+    method = args.method, tuple(args.method_options)
+    return Run(task, args.config, folder, options, *method, args.amp, args.dry_run)
 
 
 def check_tasks(args: argparse.Namespace, groups: dict) -> list[str]:

@@ -36,6 +36,7 @@ class Run:
         method: Of ``--method``; None leaves the config's.
         method_options: Of ``--method-options``, ``key=value``.
         amp: Whether it trains with mixed precision.
+        dry_run: Whether it tries one sample of each data set first.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Run:
     method: str | None = None
     method_options: tuple[str, ...] = ()
     amp: bool = False
+    dry_run: bool = True
 
     def request(self) -> argparse.Namespace:
         """What :func:`mmdyt.preflight.load_config` reads.
@@ -66,6 +68,7 @@ class Run:
         """The command line that trains and tests it, from ``resume`` on if that is a checkpoint."""
         options = [
             *['--amp'] * self.amp,
+            *['--no-dry-run'] * (not self.dry_run),
             *(['--resume', resume] if resume else []),
             *(['--method', self.method] if self.method else []),
             *(['--method-options', *self.method_options] if self.method_options else []),

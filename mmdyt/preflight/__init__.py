@@ -2,8 +2,8 @@
 
 from .check import check, check_images
 from .config import (
+    add_dry_run_argument,
     add_method_arguments,
-    clean_exit,
     dump_predictions,
     load_config,
     paint_predictions,
@@ -12,9 +12,11 @@ from .config import (
     use_tta,
 )
 from .processes import build_runner, end_cpu_processes, is_flexible
+from .refusals import clean_exit, part
 from .work_dir import hold_work_dir
 
 __all__ = [
+    'add_dry_run_argument',
     'add_method_arguments',
     'build_runner',
     'check',
@@ -26,6 +28,7 @@ __all__ = [
     'is_flexible',
     'load_config',
     'paint_predictions',
+    'part',
     'set_resume',
     'use_amp',
     'use_tta',

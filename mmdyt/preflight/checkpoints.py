@@ -11,7 +11,10 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
 from .finite import check_finite, check_finite_state
+from .names import name_of
 from .resume import missing_state, say_changes, take_over_seed
+
+AUXILIARY = r'(^|\.)aux(iliary)?_head\.'  # heads of which a test has no need
 
 
 def check_exists(name: str, path: str | None) -> None:
@@ -34,7 +37,7 @@ def pretrained_cfgs(node, where: str) -> Iterator[tuple[str, dict]]:
             for init_cfg in value if isinstance(value, list) else [value]:
                 if init_cfg and not isinstance(init_cfg, dict):
                     raise TypeError(f'{where}.init_cfg must be a dict with a type, got {init_cfg!r}.')
-                if init_cfg and init_cfg.get('type') == 'Pretrained':
+                if init_cfg and name_of(init_cfg.get('type')) in ('Pretrained', 'PretrainedInit'):
                     yield f'{where}.init_cfg', init_cfg
         else:
             yield from pretrained_cfgs(value, f'{where}.{key}')
@@ -112,7 +115,9 @@ def _is_plain(config: str) -> bool:
     )
 
 
-def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, exact: bool) -> None:
+def check_fit(
+    model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, exact: bool, spare: str = r'$.'
+) -> None:
     """Refuse a checkpoint that would leave a part of the model at random, or belongs to another model.
 
     Args:
@@ -120,7 +125,8 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
         tensors: From :func:`read_tensors`.
         path: Named in the message.
         exact: Test and resume need every tensor. Otherwise the checkpoint is a pre-trained base: adapters,
-            dispatchers, necks and heads may be missing, and heads and final norms left over.
+            dispatchers, necks and heads may be missing, and heads, final norms and DINOv2's ``mask_token`` left over.
+        spare: What may be left over besides, as a pattern of names.
 
     Raises:
         ValueError: Naming how many tensors are missing or unexpected or of another shape or not finite, and the first.
@@ -131,10 +137,11 @@ def check_fit(model: nn.Module, tensors: dict[str, torch.Tensor], path: str, *, 
     if not exact:
         backbone = 'backbone.' if hasattr(model, 'backbone') else ''
         added = rf'^{re.escape(backbone)}(ln2\.|(.*\.)?dynamic\.)'
-        final = rf'^{re.escape(backbone)}(ln[12]\.|cls_token)'
+        final = rf'^{re.escape(backbone)}(ln[12]\.|cls_token|mask_token)'
         missing = [n for n in missing if n.startswith(backbone) and not re.search(added, n)]
         unexpected = [n for n in unexpected if n.startswith(backbone) and not re.search(final, n)]
         errors = [e for e in errors if e.startswith(backbone)]
+    unexpected = [n for n in unexpected if not re.search(spare, n)]
     problems = [(missing, 'missing'), (unexpected, 'unexpected'), (errors, 'of another shape')]
     found = [f'{len(names)} {what}, first {names[0]}' for names, what in problems if names]
     if found:

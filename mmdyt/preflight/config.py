@@ -1,10 +1,7 @@
 """Read the config that the user named, and merge the command line into it."""
 
 import os
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,26 +9,13 @@ from mmengine.config import Config, DictAction
 
 from mmdyt.files import check_out_file
 
+from .keys import check_options
 from .methods import known_methods, use_method
-from .names import near
+from .names import name_of, near
 from .processes import check_launcher
+from .refusals import part
 from .resume import latest_checkpoint
 from .work_dir import check_folder
-
-
-@contextmanager
-def clean_exit() -> Iterator[None]:
-    """Turn an error about user input into one message and exit code 2; ``MMDYT_TRACEBACK=1`` shows where it arose."""
-    try:
-        yield
-    except (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
-            SyntaxError, TypeError, ValueError) as error:  # fmt: skip
-        if os.environ.get('MMDYT_TRACEBACK'):
-            raise
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
-        if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine: files may be missing on one only
-            print(f'error: {message}', file=sys.stderr)
-        sys.exit(2)
 
 
 def load_config(args: Namespace) -> Config:
@@ -51,7 +35,8 @@ def load_config(args: Namespace) -> Config:
         known = [str(p) for p in Path('configs').rglob('*.py')]
         raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = Config.fromfile(path, import_custom_modules=False)
+    with part(f'config {path}', 'be read'):
+        cfg = Config.fromfile(path, import_custom_modules=False)
     method, name = getattr(args, 'method', None), path.stem
     if method is not None:
         use_method(cfg, method, args.method_options)
@@ -60,7 +45,9 @@ def load_config(args: Namespace) -> Config:
     elif getattr(args, 'method_options', None):
         raise ValueError(f'--method-options must come with --method, got {args.method_options} without.')
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        check_options(cfg, args.cfg_options)
+        with part('--cfg-options', 'fit the config'):
+            cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
@@ -76,13 +63,27 @@ def add_method_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_dry_run_argument(parser: ArgumentParser) -> None:
+    """Let a tool take ``--no-dry-run``."""
+    parser.add_argument(
+        '--no-dry-run',
+        dest='dry_run',
+        action='store_false',
+        help='start without trying the model, optimizer and metrics on one sample of each data set first',
+    )
+
+
 def use_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision: fp16 with loss scale on a GPU, bf16 on the CPU.
 
+    A config that has it already keeps its settings; on the CPU but those of a loss scale, which bf16 does not need.
+
     Raises:
-        ValueError: For an optimizer wrapper that cannot.
+        ValueError: For an optimizer wrapper that cannot, or none.
     """
-    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if cfg.get('optim_wrapper') is None:
+        raise ValueError('--amp must find optim_wrapper in the config, got none.')
+    kind = name_of(cfg.optim_wrapper.get('type', 'OptimWrapper')).removeprefix('mmengine.')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ValueError(f"--amp must find optim_wrapper.type 'OptimWrapper', got {kind!r}.")
     if torch.cuda.is_available():
@@ -90,6 +91,8 @@ def use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     else:
         cfg.optim_wrapper.type = 'mmdyt.CPUAmpOptimWrapper'
+        for name in ('loss_scale', 'dtype', 'use_fsdp'):
+            cfg.optim_wrapper.pop(name, None)
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
@@ -128,7 +131,7 @@ def paint_predictions(cfg: Config, folder: str) -> None:
         raise ValueError('--show-dir must find a visualizer and a visualization hook in the config, got none.')
     check_folder('--show-dir', folder)
     # mmseg's hook has a name and a switch of its own
-    switch = dict(draw=True) if 'Seg' in hook.type else dict(enable=True, out_dir=folder)
+    switch = dict(draw=True) if 'Seg' in name_of(hook.type) else dict(enable=True, out_dir=folder)
     hook.update(interval=1, **switch)
     cfg.visualizer.save_dir = folder
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import ConfigDict
+from mmengine.fileio import list_dir_or_file
 from mmengine.registry import DATASETS
 
 from mmdyt.preflight.lists import check_class_folders, check_list, image_lines, video_lines
@@ -145,8 +146,8 @@ def _check_pairs(dataset: ConfigDict, where: str, folders: dict[str, Path]) -> N
     suffix, mask_suffix = (option(dataset, name) for name in ('img_suffix', 'seg_map_suffix'))
     if images is None or not suffix:
         return
-    names = (path.relative_to(images) for path in images.rglob(f'*{suffix}'))
-    names = sorted(str(name) for name in names if not any(part.startswith('.') for part in name.parts))  # hidden
+    # as mmseg lists them: without hidden files, through links
+    names = sorted(list_dir_or_file(images, list_dir=False, suffix=suffix, recursive=True))
     if not names:
         raise FileNotFoundError(f'{where}.img_suffix must end some file of {images}, got {suffix!r}.')
     if masks is None or not mask_suffix:

@@ -9,9 +9,15 @@ from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 from mmengine.utils import get_object_from_string
 
+FOREIGN = ('Albu', 'Albumentations', 'ImgAug')  # transforms of mmseg, mmpretrain, mmaction around another library's
+# whose classes take dicts with registered types only; torch's optimizers and the like take none at all
+LIBRARIES = ('mmengine', 'mmcv', 'mmdet', 'mmpretrain', 'mmseg', 'mmaction', 'mmdyt')
+
 
 def check_types(node, scope: str, where: str = '') -> None:
     """Refuse the first ``type`` in a config that no registry knows.
+
+    Below transforms of other libraries, and below classes of a user's own, types may be named as these like it.
 
     Args:
         node: A config, or a part of one.
@@ -28,6 +34,8 @@ def check_types(node, scope: str, where: str = '') -> None:
             raise KeyError(
                 f'{where.lstrip(".")}.type must be a registered type, got {kind!r}.{near(kind, _names(scope))}'
             )
+        if kind is not None and is_foreign(kind, scope):
+            return
         for key, value in node.items():
             check_types(value, scope, f'{where}.{key}')
     elif isinstance(node, list | tuple):
@@ -41,25 +49,43 @@ def near(word: str, names: Sequence[str]) -> str:
     return f' Did you mean {", ".join(matches)}?' if matches else ''
 
 
+def name_of(kind) -> str:
+    """The name of a type as a config has it: a string, or in a Python-style config the class itself."""
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
 def _known(kind: str, scope: str) -> bool:
     """Whether mmengine will find ``kind``: by name, by ``scope.name`` or by a full Python path."""
+    return find(kind, scope) is not None
+
+
+def find(kind: str, scope: str):
+    """What mmengine will find by the name ``kind``, or None."""
     prefix, _, name = kind.rpartition('.')
     if prefix and '.' not in prefix and find_spec(prefix) and find_spec(f'{prefix}.registry'):
-        import_module(f'{prefix}.registry')
-        return any(name in registry.module_dict for registry in _registries(prefix))
-    if prefix:
-        return get_object_from_string(kind) is not None
-    return any(name in registry.module_dict for registry in _registries(scope))
+        scope = prefix
+    elif prefix:
+        return get_object_from_string(kind)
+    return next((r.module_dict[name] for r in _registries(scope) if name in r.module_dict), None)
+
+
+def is_foreign(kind, scope: str) -> bool:
+    """Whether a type takes dicts with a ``type`` that no registry of OpenMMLab holds."""
+    if name_of(kind).rpartition('.')[2] in FOREIGN:
+        return True
+    found = find(kind, scope) if isinstance(kind, str) else kind
+    return getattr(found, '__module__', 'mmengine').split('.')[0] not in LIBRARIES
 
 
 def _registries(scope: str) -> Iterator[Registry]:
-    """Mmengine's registries and those of one host, filled."""
-    for root in vars(mmengine_registry).values():
-        if isinstance(root, Registry):
-            for registry in (root, root.children.get(scope)):
-                if registry is not None:
-                    _fill(registry)
-                    yield registry
+    """Mmengine's registries and those of one host, filled; some of the latter have no parent in mmengine."""
+    host = import_module(f'{scope}.registry') if find_spec(scope) and find_spec(f'{scope}.registry') else None
+    orphans = [r for r in vars(host).values() if isinstance(r, Registry) and r.parent is None] if host else []
+    roots = [root for root in vars(mmengine_registry).values() if isinstance(root, Registry)]
+    for registry in [r for root in roots for r in (root, root.children.get(scope))] + orphans:
+        if registry is not None:
+            _fill(registry)
+            yield registry
 
 
 def _fill(registry: Registry) -> None:

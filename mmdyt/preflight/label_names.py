@@ -11,7 +11,7 @@ from mmengine.fileio import list_from_file
 from .datasets import VIDEOS, kind_of, list_reader, unread
 from .lists import LineFormat, class_folders, image_lines, video_lines
 
-CLASSES, FOLDERS, LISTED = 'metainfo.classes', 'class folders', 'paths and labels'
+CLASSES, FOLDERS, LISTED, TRAINED = 'metainfo.classes', 'class folders', 'paths and labels', 'the classes'
 HOSTS = ('mmpretrain.', 'mmseg.', 'mmdyt.')
 MOST_LINES = 100_000  # of a list; of longer ones a part is read
 
@@ -107,4 +107,4 @@ def trained_names(checkpoint: str | None) -> Iterator[Names]:
         return
     labels = {f'{name}': i for i, name in enumerate(classes)}
     if len(labels) == len(classes):
-        yield Names('the checkpoint', 'the classes', checkpoint, labels, 0)
+        yield Names('the checkpoint', TRAINED, checkpoint, labels, 0)

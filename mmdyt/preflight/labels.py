@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .datasets import IMAGES, VIDEOS, check_data, fetches_itself, head_classes, kind_of, nested, unread
-from .label_names import CLASSES, FOLDERS, Names, class_names, label_names, trained_names
+from .label_names import CLASSES, FOLDERS, TRAINED, Names, class_names, label_names, trained_names
 from .samples import ignored_labels, look
 
 READ_BY_HOST = {'mmengine.dataset.base_dataset': 'gt_label', 'mmaction.datasets.rawframe_dataset': 'label'}
@@ -44,6 +44,7 @@ def check_labels(cfg: Config, loops: tuple[str, ...]) -> None:
     """
     heads = model_heads(cfg.model, train='train' in loops)
     known = [] if 'train' in loops else list(trained_names(cfg.get('load_from')))
+    same = not cfg.model.get('prototype')  # retrieval may be tested on classes that it never saw
     shifts: dict[type, tuple[str, bool]] = {}
     for loop in loops:
         where = f'{loop}_dataloader.dataset'
@@ -57,7 +58,7 @@ def check_labels(cfg: Config, loops: tuple[str, ...]) -> None:
             names = list(label_names(part, place))
             for i, found in enumerate(names):
                 _check_room(heads, found, train=loop == 'train')
-                for before in [*_first(known), *names[:i]]:
+                for before in [*(_first(known) if same else []), *names[:i]]:
                     check_same(before, found)
             known += names
             room = min((head.room for head in heads), default=None)
@@ -102,7 +103,8 @@ def check_same(before: Names, found: Names) -> None:
     Raises:
         ValueError: Naming the first class that differs.
     """
-    if before.source == found.source == FOLDERS:
+    trained = before.source == TRAINED and before.labels.keys() & found.labels.keys()
+    if found.source == FOLDERS and (before.source == FOLDERS or trained):
         _check_same_folders(before, found)
     if before.source == found.source == CLASSES:
         _check_same_classes(before, found)

@@ -215,19 +215,34 @@ def test_what_is_hidden_is_no_class(tmp_path):
     check('mmpretrain', head(), train=train, val=val)
 
 
-def test_class_folders_of_a_test_are_those_of_the_checkpoint(tmp_path):
-    torch.save(dict(meta=dict(dataset_meta=dict(classes=tuple(NAMES))), state_dict={}), tmp_path / 'a.pth')
-    torch.save(dict(state_dict={}), tmp_path / 'plain.pth')
+@pytest.mark.parametrize(
+    ('trained', 'tested', 'message'),
+    [
+        (NAMES, NAMES, None),
+        (None, ['cat', 'eel'], None),
+        (['Katze', 'Hund', 'Aal'], ['cat', 'eel'], None),  # other words: nothing is known
+        (NAMES, ['cat', 'eel'], r"must have the class folders of the checkpoint .* without \['dog'\]"),
+        (NAMES, ['cat', 'dog'], r"must have the class folders of the checkpoint .* without \['eel'\]"),
+        (NAMES, by_folder('test', **SWAPPED), "must give 'cat' the label 0 as the classes of the checkpoint"),
+        (NAMES, by_folder('test', dog=1, eel=2), None),
+    ],
+)
+def test_a_test_numbers_classes_as_its_checkpoint_does(tmp_path, trained, tested, message):
+    meta = dict(dataset_meta=dict(classes=tuple(trained))) if trained else {}
+    torch.save(dict(meta=meta, state_dict={}), tmp_path / 'a.pth')
+    test = (folders if isinstance(tested, list) else listed)(tmp_path, 'test', tested)
+    cfg = Config(dict(model=head(), test_dataloader=dict(dataset=test), load_from=str(tmp_path / 'a.pth')))
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        for names, file, sound in ((NAMES, 'a', True), (['cat', 'eel'], 'a', False), (['cat', 'eel'], 'plain', True)):
-            test = folders(tmp_path, f'{file}{sound}', names)
-            cfg = Config(dict(model=head(), test_dataloader=dict(dataset=test)))
-            cfg.load_from = str(tmp_path / f'{file}.pth')
-            if sound:
-                check_labels(cfg, ('test',))
-                continue
-            with pytest.raises(ValueError, match="test_dataloader.dataset must give 'eel' the label 2 as the classes"):
-                check_labels(cfg, ('test',))
+        if message is None:
+            check_labels(cfg, ('test',))
+            return
+        with pytest.raises(ValueError, match=f'test_dataloader.dataset {message}'):
+            check_labels(cfg, ('test',))
+
+
+def test_retrieval_may_be_tested_on_other_classes(tmp_path):
+    sets = dict(train=folders(tmp_path, 'train', NAMES), val=folders(tmp_path, 'val', ['fox', 'gnu']))
+    check('mmpretrain', head() | dict(prototype='a.pth'), **sets)
 
 
 def multi(root: Path, *labels) -> dict:

@@ -150,7 +150,10 @@ class FiniteHook(Hook):
         left = f'The last good checkpoint is {there[0]}' if there else 'There is no checkpoint yet'
         if there and there[0] != self._good:  # no iteration has shown yet what it is worth
             left += f'; if that diverges too, {there[1]}' if there[1:] else '; if that diverges too, start anew'
-        return f'{left}. Lower optim_wrapper.optimizer.lr; in fp16, let mmdyt.FiniteHook(tolerate=K) bear K in a row.'
+        return (
+            f'{left}. Lower optim_wrapper.optimizer.lr, if the data are sound; in fp16, let mmdyt.FiniteHook(tolerate=K) '
+            'bear K in a row.'
+        )
 
 
 @contextmanager

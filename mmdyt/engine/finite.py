@@ -151,8 +151,8 @@ class FiniteHook(Hook):
         if there and there[0] != self._good:  # no iteration has shown yet what it is worth
             left += f'; if that diverges too, {there[1]}' if there[1:] else '; if that diverges too, start anew'
         return (
-            f'{left}. Lower optim_wrapper.optimizer.lr, if the data are sound; in fp16, let mmdyt.FiniteHook(tolerate=K) '
-            'bear K in a row.'
+            f'{left}. Lower optim_wrapper.optimizer.lr, if the data are sound; in fp16, let '
+            'mmdyt.FiniteHook(tolerate=K) bear K in a row.'
         )
 
 

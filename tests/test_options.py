@@ -79,7 +79,7 @@ def rows():
                     yield from (pytest.param(cls, name, bad, id=f'{cls.__name__}-{name}-{bad}') for bad in BAD[kind])
 
 
-@pytest.mark.parametrize(('cls', 'name', 'bad'), rows())
+@pytest.mark.parametrize(('cls', 'name', 'bad'), list(rows()))
 def test_an_option_of_another_kind_is_refused_by_name(cls, name, bad):
     with pytest.raises(ValueError, match=rf'^{name} must .*, got {bad!r}'):
         cls(**(CLASSES[cls] | {name: bad}))

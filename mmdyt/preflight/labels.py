@@ -4,17 +4,16 @@ mmpretrain numbers the class folders that it finds: with one of them missing in 
 and nothing says so but the accuracy.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 from mmengine.registry import MODELS
 
 from .datasets import IMAGES, VIDEOS, check_data, fetches_itself, head_classes, kind_of, nested, unread
 from .label_names import CLASSES, FOLDERS, TRAINED, Names, class_names, label_names, trained_names
+from .refusals import warn
 from .samples import ignored_labels, look
 
 READ_BY_HOST = {'mmengine.dataset.base_dataset': 'gt_label', 'mmaction.datasets.rawframe_dataset': 'label'}
@@ -167,10 +166,9 @@ def _check_room(heads: list[Head], found: Names, train: bool) -> None:
                 f'got {head.num_classes}.'
             )
         if train and 0 < found.classes < head.num_classes:
-            print_log(
+            warn(
                 f'{head.where} has {head.num_classes} classes, {found.where} has {found.classes}: '
-                'the others will not be trained.',
-                level=logging.WARNING,
+                'the others will not be trained.'
             )
 
 

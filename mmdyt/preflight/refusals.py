@@ -75,6 +75,12 @@ def part(where: str, rule: str = 'be built', *, named: bool = True) -> Iterator[
         raise Refusal(f'{where} must {rule}, got {name}{message}{_hint(message)}') from error
 
 
+def warn(message: str) -> None:
+    """Say what is not refused, but should be known; once per machine."""
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        print(f'warning: {message}', file=sys.stderr, flush=True)
+
+
 def _message(error: BaseException) -> str:
     """What an error says, in one line."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error

@@ -1,14 +1,14 @@
 """From which checkpoint does a run go on, is all of its state in there, and what was changed since?"""
 
 import ast
-import os
 import re
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+
+from .refusals import warn
 
 # what a run goes on with is in the checkpoint's own state, which replaces the config's, or is the config's
 KEPT = ('optim_wrapper.optimizer.', 'param_scheduler')
@@ -41,7 +41,7 @@ def latest_checkpoint(cfg: Config) -> str | None:
             f'--resume must find a whole checkpoint in {folders[-1]}, got none. Without --resume the run starts anew.'
         )
     if whole is not None and whole not in named:
-        _warn(f'{note} names no whole checkpoint; the run goes on from {whole}, the newest that is whole.')
+        warn(f'{note} names no whole checkpoint; the run goes on from {whole}, the newest that is whole.')
     return whole and str(whole)
 
 
@@ -82,7 +82,7 @@ def say_changes(path: str, meta: dict, cfg: Config) -> None:
     for name, old, new in changes(meta.get('cfg', ''), cfg.pretty_text):
         kept = name.startswith(KEPT) and not name.endswith('.type')
         effect = f', and stays {old}: its state is in {path}' if kept else f' in {path}'
-        _warn(f'{name} is {new} now, was {old}{effect}.')
+        warn(f'{name} is {new} now, was {old}{effect}.')
 
 
 def changes(before: str, after: str) -> list[tuple[str, object, object]]:
@@ -124,8 +124,3 @@ def _flat(value, name: str = '') -> Iterator[tuple[str, object]]:
         yield name, value
     for key, item in items:
         yield from _flat(item, f'{name}.{key}'.lstrip('.'))
-
-
-def _warn(message: str) -> None:
-    if os.environ.get('LOCAL_RANK', '0') == '0':
-        print(f'warning: {message}', file=sys.stderr, flush=True)

@@ -1,6 +1,5 @@
 """A few images and masks of every data set are opened: can they be read, and are the labels of masks classes?"""
 
-import logging
 import os
 import time
 import warnings
@@ -10,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import ConfigDict
 from mmengine.fileio import list_from_file
-from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 
 from .datasets import IMAGES, is_remote, kind_of, list_reader, unread
 from .lists import class_folders, image_lines
+from .refusals import warn
 
 LOOK = 16  # samples, evenly spread
 SECONDS = 3.0  # for one data set: of large images fewer are looked at
@@ -174,10 +173,9 @@ def _warn_turned(path: str, mask: np.ndarray, step, where: str) -> bool:
     square = mask.shape[0] == mask.shape[1]
     if step.color_type not in ('color', 'grayscale') or not (orientation in (2, 3, 4) or orientation > 4 and square):
         return False
-    print_log(
+    warn(
         f'{where}: {path} is turned when it is loaded, by its EXIF orientation {orientation}. Its mask must be drawn '
-        "on the turned image; if not, set color_type='color_ignore_orientation' of LoadImageFromFile.",
-        level=logging.WARNING,
+        "on the turned image; if not, set color_type='color_ignore_orientation' of LoadImageFromFile."
     )
     return True
 

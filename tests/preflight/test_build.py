@@ -236,9 +236,7 @@ def test_test_time_augmentation_is_tried(refused, tiny_config):
     preflight.check(cfg, ('test',))
     cfg.tta_model.type = 'SegTTAModl'
     cfg.model.type = 'SegTTAModl'
-    with pytest.raises(
-        ValueError, match="model: model.type must be a registered type, got 'SegTTAModl'. Did you mean Seg"
-    ):
+    with pytest.raises(ValueError, match="model.type must be a registered type, got 'SegTTAModl'. Did you mean Seg"):
         preflight.check(cfg, ('test',))
 
 

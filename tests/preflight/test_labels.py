@@ -428,7 +428,7 @@ def test_an_image_that_exif_turns_is_worth_a_word(tmp_path, orientation, monkeyp
     Image.new('RGB', (12, 8)).save(file, 'JPEG', exif=exif)
     (tmp_path / 'images/train/00.png').write_bytes(file.getvalue())
     words = []
-    monkeypatch.setattr('mmdyt.preflight.samples.print_log', lambda text, **options: words.append(text))
+    monkeypatch.setattr('mmdyt.preflight.samples.warn', words.append)
     check('mmseg', segmentor(), ('train',), train=data)
     assert [('orientation 3' in word, '00.png' in word) for word in words] == [(True, True)] * (orientation == 3)
 

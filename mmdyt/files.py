@@ -20,6 +20,10 @@ except ImportError:  # Windows
 LOCK = '.lock'
 
 
+class BadFileError(ValueError):
+    """A file of a data set that cannot be what it should be; the message names it."""
+
+
 @contextmanager
 def whole_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     """A name beside ``path`` to write to; once the block has ended well it takes that file's place.

@@ -10,6 +10,8 @@ from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 
+from mmdyt.files import BadFileError
+
 # what a sample says of its file, and what that is
 FILES = dict(seg_map_path='mask', img_path='image', filename='file', frame_dir='frame', audio_path='file')
 EXIF_ORIENTATION = 0x0112
@@ -79,7 +81,7 @@ def _naming(call):
             key = _key(self, results)
             if key is None or _says(self, error, str(results[key])):
                 raise
-            raise ValueError(_sentence(self, results, key, error)) from error
+            raise BadFileError(_sentence(self, results, key, error)) from error
         if _reads_masks(self) and isinstance(found, dict):
             _check_size(self, found)
         return found
@@ -166,7 +168,7 @@ def _check_size(transform, results: dict) -> None:
             ' The image is turned by its EXIF orientation, the mask is not: set '
             "color_type='color_ignore_orientation' of LoadImageFromFile, or turn the mask."
         )
-    raise ValueError(
+    raise BadFileError(
         f'seg_map_path must name a mask as large as its image, {_size(image)} in {image_path}, '
         f'got {_size(mask)} in {path}.{remedy}'
     )
@@ -182,7 +184,7 @@ def _check_channels(results: dict) -> None:
     """
     mask, image = results.get('gt_seg_map'), results.get('img')
     if getattr(mask, 'ndim', 2) == 3 and mask.shape[-1] <= 4 and getattr(image, 'ndim', 4) <= 3:
-        raise ValueError(
+        raise BadFileError(
             f'seg_map_path must name a mask of one channel, got {mask.shape[-1]} in {results.get("seg_map_path")}. '
             'Save the index of the class at every pixel, as a grey image or one with a palette.'
         )

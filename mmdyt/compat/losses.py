@@ -57,6 +57,8 @@ def _weighted(cross_entropy):
         avg_non_ignore=False,
     ):
         classes = 0 if class_weight is None else len(class_weight)
+        if classes and classes != pred.shape[1]:
+            raise ValueError(f'class_weight must hold a number for each of {pred.shape[1]} classes, got {classes}.')
         if classes and avg_factor is None and reduction == 'mean' and not -classes <= ignore_index < classes:
             ignored = label == ignore_index
             weights = class_weight[label.masked_fill(ignored, 0)]

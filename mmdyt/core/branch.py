@@ -12,6 +12,7 @@ from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token, with_broken_tokens
 from .executors import EXECUTORS, Branch, read_prefix
 from .macs import Count
+from .options import check_choice
 from .part import PLACES, Delta, Dispatcher, Part
 from .part import parts as parts_of
 from .tokens import TokenState
@@ -77,10 +78,8 @@ class DynamicBranch(nn.Module):
 
     def __init__(self, *parts: Part | None, inference: str = 'packed', training: str = 'masked'):
         super().__init__()
-        if inference not in INFERENCE:
-            raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
-        if training not in TRAINING:
-            raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
+        check_choice(INFERENCE, inference=inference)
+        check_choice(TRAINING, training=training)
         self.dispatcher: Dispatcher | None = None
         self.inference = inference
         self.training_executor = training

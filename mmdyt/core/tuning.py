@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch.nn as nn
@@ -28,6 +28,8 @@ def set_tuned(module: nn.Module, tuned: Tuned | None = None) -> None:
     """
     if isinstance(tuned, str) and tuned != 'all':
         raise ValueError(f"tuned must be 'all' or a list of patterns, got {tuned!r}. Write [{tuned!r}].")
+    if not (tuned is None or isinstance(tuned, str | Iterable)):
+        raise ValueError(f"tuned must be 'all' or a list of patterns, got {tuned!r}.")
     patterns = [PARTS] if tuned is None else [''] if tuned == 'all' else list(tuned)
     names = [name for name, _ in module.named_parameters()]
     for pattern in patterns:

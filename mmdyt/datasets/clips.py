@@ -17,6 +17,7 @@ from mmaction.datasets.transforms import DecordDecode, DecordInit, PyAVDecode, P
 from mmcv.transforms import BaseTransform
 
 from mmdyt.datasets.containers import DamagedError, WholeFiles, defies_decord, has_open_gop
+from mmdyt.files import BadFileError
 from mmdyt.registry import TRANSFORMS
 
 MISPLACED = "{}, so that decord would give other frames than were asked for: encode it anew, or set reader='pyav'"
@@ -138,7 +139,7 @@ class OpenClip(BaseTransform):
     """
 
     def __init__(self, reader: str = 'decord', min_frames: int = 1, timeout: float = 120.0, **options):
-        if reader not in OPENERS:
+        if reader not in list(OPENERS):  # what is no word need not be hashable
             raise ValueError(f'reader must be one of {list(OPENERS)}, got {reader!r}.')
         if isinstance(min_frames, bool) or not (isinstance(min_frames, int) and min_frames >= 1):
             raise ValueError(f'min_frames must be a positive integer, got {min_frames!r}.')
@@ -162,7 +163,7 @@ class OpenClip(BaseTransform):
             if not results['total_frames']:
                 raise DamagedError('it has no frames')
         if results['total_frames'] < self.min_frames:
-            raise ValueError(
+            raise BadFileError(
                 f'filename must name a video of at least {self.min_frames} frames, as many as are sampled, '
                 f'got {results["total_frames"]} in {path}. Sample fewer (clip_len), or take it out of the list.'
             )
@@ -254,7 +255,7 @@ def _naming(path: str) -> Iterator[None]:
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        raise ValueError(
+        raise BadFileError(
             f'filename must name a sound video, got {path}: {_reason(error)}. '
             'Replace the file, or take it out of the list.'
         ) from error

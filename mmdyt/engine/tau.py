@@ -4,7 +4,7 @@ import math
 
 from mmengine.hooks import Hook
 
-from mmdyt.core.options import is_number
+from mmdyt.core.options import check_choice, is_number
 from mmdyt.core.part import Dispatcher
 from mmdyt.registry import HOOKS
 
@@ -44,8 +44,7 @@ class TauScheduleHook(Hook):
         for name, value in dict(start=start, end=end).items():
             if not (is_number(value) and value > 0):
                 raise ValueError(f'{name} must be a positive number, got {value!r}.')
-        if by not in SHAPES:
-            raise ValueError(f'by must be one of {list(SHAPES)}, got {by!r}.')
+        check_choice(SHAPES, by=by)
         self.start = start
         self.end = end
         self.by = by

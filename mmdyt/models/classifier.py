@@ -4,6 +4,7 @@ from mmpretrain.models import ClsDataPreprocessor, ImageClassifier
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import nn
 
+from mmdyt.core.options import check_choice
 from mmdyt.models.dynamic_model import DynamicModel
 from mmdyt.registry import MODELS
 
@@ -59,7 +60,6 @@ class ImagePreprocessor(ClsDataPreprocessor):
     )
 
     def __init__(self, normalization: str = 'half', **options):
-        if normalization not in self.NORMALIZATIONS:
-            raise ValueError(f'normalization must be one of {list(self.NORMALIZATIONS)}, got {normalization!r}.')
+        check_choice(self.NORMALIZATIONS, normalization=normalization)
         super().__init__(**self.NORMALIZATIONS[normalization], to_rgb=True, **options)
         self.normalization = normalization

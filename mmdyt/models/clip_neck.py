@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor
 
 from mmdyt.core.aggregator import CrossAttentionAggregator
-from mmdyt.core.options import is_integer
+from mmdyt.core.options import check_choice, is_integer
 from mmdyt.models.necks import ADAPTER, AdaptedLevel
 from mmdyt.registry import MODELS
 
@@ -50,8 +50,7 @@ class ClipNeck(BaseModule):
         super().__init__(init_cfg)
         if not (is_integer(in_channels) and in_channels >= 1):
             raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}.')
-        if routing not in ROUTINGS:
-            raise ValueError(f'routing must be one of {list(ROUTINGS)}, got {routing!r}.')
+        check_choice(ROUTINGS, routing=routing)
         for name, part in dict(adapter=adapter, aggregator=aggregator).items():
             if not (part is None or isinstance(part, Mapping)):
                 raise ValueError(f'{name} must be a config or None, got {part!r}.')

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from mmdyt.core.block import DISPATCH, Place
 from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
-from mmdyt.core.options import check_switches, is_integer
+from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -24,6 +24,8 @@ from mmdyt.registry import MODELS
 
 register_parts()
 
+SIZES = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}  # that mmpretrain reads of an arch
+
 
 def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
     """Features of B x T frames, each (N, C), (C, H, W) or (C,), as those of B clips."""
@@ -31,6 +33,27 @@ def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
     if features.dim() == 3:
         return clips
     return (clips if features.dim() == 4 else clips[..., None, None]).transpose(1, 2)
+
+
+def _check_sizes(arch: str | Mapping) -> None:
+    """Refuse sizes that no ViT has; mmpretrain passes over names that it does not know."""
+    if not isinstance(arch, Mapping):
+        return
+    if unknown := sorted(set(arch) - SIZES):
+        raise ValueError(f'arch must hold sizes among {sorted(SIZES)}, got {unknown[0]}.')
+    for name, size in arch.items():
+        if not (is_integer(size) and size >= 1):
+            raise ValueError(f'arch.{name} must be a positive integer, got {size!r}.')
+    if {'embed_dims', 'num_heads'} <= arch.keys() and arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(f'arch.num_heads must divide embed_dims {arch["embed_dims"]}, got {arch["num_heads"]}.')
+
+
+def _check_pixels(**options: object) -> None:
+    """Refuse a side of an image or patch that has no pixel."""
+    for name, value in options.items():
+        sides = value if isinstance(value, list | tuple) else [value]
+        if not (len(sides) in (1, 2) and all(is_integer(side) and side >= 1 for side in sides)):
+            raise ValueError(f'{name} must be one or two positive integers, got {value!r}.')
 
 
 @MODELS.register_module()
@@ -90,15 +113,12 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         parts: Sequence[Mapping] | None = None,
         **vit,
     ):
-        if dispatch not in DISPATCH:
-            raise ValueError(f'dispatch must be one of {list(DISPATCH)}, got {dispatch!r}.')
+        check_choice(DISPATCH, dispatch=dispatch)
+        check_choice(TRAINING, training=training)
+        check_choice(INFERENCE, inference=inference)
         for name, part in dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute).items():
             if not (part is None or isinstance(part, Mapping)):
                 raise ValueError(f'{name} must be a config or None, got {part!r}.')
-        if training not in TRAINING:
-            raise ValueError(f'training must be one of {list(TRAINING)}, got {training!r}.')
-        if inference not in INFERENCE:
-            raise ValueError(f'inference must be one of {list(INFERENCE)}, got {inference!r}.')
         check_switches(skip_unread=skip_unread)
         if 'frozen_stages' in vit:
             raise ValueError(
@@ -106,6 +126,11 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             )
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
+        if vit.get('out_indices') == []:
+            raise ValueError('out_indices must name at least one layer, got [].')
+        _check_sizes(arch)
+        _check_pixels(**{name: vit[name] for name in ('img_size', 'patch_size') if name in vit})
+        check_probability(**{name: vit[name] for name in ('drop_rate', 'drop_path_rate') if name in vit})
         super().__init__(arch, **vit)
         if max(self.out_indices) >= self.num_layers:
             raise ValueError(f'out_indices must lie below the depth {self.num_layers}, got {self.out_indices}.')

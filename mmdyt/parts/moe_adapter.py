@@ -7,7 +7,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyt.core.options import is_integer
+from mmdyt.core.options import check_choice, is_integer
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
 
@@ -60,12 +60,9 @@ class MoEAdapter(Delta):
         check_bottleneck(dim, bottleneck, scale, dropout)
         if not (is_integer(num_experts) and num_experts >= 1):
             raise ValueError(f'num_experts must be a positive integer, got {num_experts!r}.')
-        if router_activation not in self.ACTIVATIONS:
-            raise ValueError(f'router_activation must be one of {list(self.ACTIVATIONS)}, got {router_activation!r}.')
-        if routing not in ROUTINGS:
-            raise ValueError(f'routing must be one of {list(ROUTINGS)}, got {routing!r}.')
-        if mix not in ('weights', 'outputs'):
-            raise ValueError(f"mix must be 'weights' or 'outputs', got {mix!r}.")
+        check_choice(self.ACTIVATIONS, router_activation=router_activation)
+        check_choice(ROUTINGS, routing=routing)
+        check_choice(('weights', 'outputs'), mix=mix)
         self.scale = scale
         self.router_activation = router_activation
         self.routing = routing

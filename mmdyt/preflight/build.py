@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from inspect import signature
+from multiprocessing import get_all_start_methods
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -22,6 +23,8 @@ from mmengine.logging import MMLogger
 from mmengine.runner import EpochBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import ManagerMixin
 from torch.utils.data import DataLoader
+
+from mmdyt.core.options import is_integer, is_number
 
 from .datasets import fetches_itself, nested
 from .dry_run import check_metrics, run_evaluation, run_training, run_update
@@ -118,6 +121,18 @@ class Rehearsal(Runner):
     def setup_env(self, env_cfg: dict) -> None:
         """Leave the environment to the run."""
         self._rank, self._world_size, self._timestamp = 0, 1, NAME
+        method, known = (env_cfg.get('mp_cfg') or {}).get('mp_start_method', 'fork'), get_all_start_methods()
+        with part('env_cfg.mp_cfg'):
+            if method not in known:
+                raise ValueError(f'mp_start_method must be one of {known}, got {method!r}.')
+
+    def set_randomness(self, seed=None, **options) -> None:
+        """As ever, of a seed that is one."""
+        with part('randomness'):
+            signature(Runner.set_randomness).bind(self, seed, **options)
+            if not (seed is None or is_integer(seed) and seed >= 0):
+                raise ValueError(f'seed must be a whole number of at least 0, or None, got {seed!r}.')
+        super().set_randomness(seed, **options)
 
     def build_logger(self, log_level: int | str = 'INFO', log_file: str | None = None, **options) -> MMLogger:
         """A logger of errors; the run's level is looked at only."""
@@ -142,10 +157,16 @@ class Rehearsal(Runner):
     def build_log_processor(self, log_processor):
         """As ever."""
         with part('log_processor'):
-            return super().build_log_processor(log_processor)
+            found = super().build_log_processor(log_processor)
+            if not (is_integer(found.window_size) and found.window_size >= 1):
+                raise ValueError(f'window_size must be a positive integer, got {found.window_size!r}.')
+            return found
 
     def register_hooks(self, default_hooks: Mapping | None = None, custom_hooks: list | None = None) -> None:
         """Register the config's hooks, one after the other; those of mmengine's own need no check."""
+        for name, kind, hooks in (('default_hooks', dict, default_hooks), ('custom_hooks', list | tuple, custom_hooks)):
+            if not (hooks is None or isinstance(hooks, kind)):
+                raise ValueError(f'{name} must be a {"dict" if kind is dict else "list"} of hooks, got {hooks!r}.')
         for name, hook in (default_hooks or {}).items():
             if hook is not None:
                 with part(f'default_hooks.{name}'):
@@ -171,6 +192,7 @@ class Rehearsal(Runner):
         with part('optim_wrapper'):
             check_paramwise(self.optim_wrapper)
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
+            _check_rates(self.optim_wrapper)
         with part('auto_scale_lr'):
             self.scale_lr(self.optim_wrapper, self.auto_scale_lr)
 
@@ -194,6 +216,7 @@ class Rehearsal(Runner):
             check_ends(loader, f'{loop}_dataloader', type(built).__name__)
         if loop == 'train' and self.param_schedulers is not None:
             with part('param_scheduler'):
+                _check_begin(self.param_schedulers)
                 self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
 
     def prepare_hooks(self, train: bool) -> None:
@@ -234,12 +257,29 @@ def _downloads(cfg: Config, loop: str) -> bool:
     return any(fetches_itself(part) for _, part in nested(dataset, loop))
 
 
+def _check_rates(wrapper) -> None:
+    """Refuse a learning rate below zero, which factors of ``paramwise_cfg`` can make of a good one."""
+    for rates in wrapper.get_lr().values() if isinstance(wrapper.get_lr(), dict) else [wrapper.get_lr()]:
+        if min(rates if isinstance(rates, list | tuple) else [rates], default=0) < 0:
+            raise ValueError(f'lr and its factors (lr_mult) must not be negative, got a learning rate of {min(rates)}.')
+
+
+def _check_begin(schedulers) -> None:
+    """Refuse a schedule that begins before training."""
+    for one in schedulers if isinstance(schedulers, list | tuple) else [schedulers]:
+        begin = one.get('begin', 0) if isinstance(one, Mapping) else 0
+        if not (is_number(begin) and begin >= 0):
+            raise ValueError(f'begin must be a number of at least 0, got {begin!r}.')
+
+
 def _check_hook(hooks: list) -> None:
     """Refuse what a hook's constructor takes and its work does not."""
     for hook in hooks:
         interval = getattr(hook, 'interval', 1)
         if isinstance(interval, str):
             raise ValueError(f'interval must be a number, got {interval!r}.')
+        if interval == 0:
+            raise ValueError('interval must not be 0, got 0: the hook would never be due. With -1 it says so.')
         if isinstance(hook, CheckpointHook) and hook.args:
             # it hands them to ``Runner.save_checkpoint``, which takes nothing besides what the hook itself says
             known = list(signature(type(hook)).parameters)

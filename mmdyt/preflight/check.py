@@ -50,6 +50,8 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
     with part('custom_imports', 'be imported'):
         import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     scope = cfg.get('default_scope', 'mmengine')
+    if scope not in (known := ['mmengine', *MODELS.children]):
+        raise ValueError(f'default_scope must be one of {known}, got {scope!r}.')
     init_default_scope(scope)
     check_runner(cfg)
     keep_wrapper(cfg)

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 from mmengine.config import Config
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 
 from .finite import check_finite, check_finite_state
-from .names import name_of
+from .names import name_of, near
 from .resume import missing_state, say_changes, take_over_seed
 
 AUXILIARY = r'(^|\.)aux(iliary)?_head\.'  # heads of which a test has no need
@@ -37,6 +38,9 @@ def pretrained_cfgs(node, where: str) -> Iterator[tuple[str, dict]]:
             for init_cfg in value if isinstance(value, list) else [value]:
                 if init_cfg and not isinstance(init_cfg, dict):
                     raise TypeError(f'{where}.init_cfg must be a dict with a type, got {init_cfg!r}.')
+                if init_cfg and isinstance(kind := init_cfg.get('type'), str) and WEIGHT_INITIALIZERS.get(kind) is None:
+                    known = WEIGHT_INITIALIZERS.module_dict
+                    raise ValueError(f'{where}.init_cfg.type must be an initializer, got {kind!r}.{near(kind, known)}')
                 if init_cfg and name_of(init_cfg.get('type')) in ('Pretrained', 'PretrainedInit'):
                     yield f'{where}.init_cfg', init_cfg
         else:

@@ -1,9 +1,11 @@
 """What is a refusal, told in one line, and what is a bug, which keeps its traceback."""
 
 import dis
+import linecache
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
@@ -12,11 +14,14 @@ from types import TracebackType
 
 from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
+from mmengine.runner import Runner
 
 from .names import near
 
 HINT = 'MMDYT_TRACEBACK=1 shows where it arose.'
 FORM = re.compile(r'\S+ must .+, got ', re.DOTALL)
+HOSTS = ('mmcv', 'mmpretrain', 'mmseg', 'mmaction', 'mmdyt', 'mmengine')
+LINE = 120  # characters of a line of code
 LONGEST = 1000  # characters of a message: hosts print whole configs
 # whatever else there is (NameError, MemoryError, KeyboardInterrupt) never is about what the user typed
 ERRORS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError,
@@ -72,7 +77,7 @@ def part(where: str, rule: str = 'be built', *, named: bool = True) -> Iterator[
         if FORM.search(message):
             raise Refusal(f'{where}: {message}' if named else message) from error
         name = '' if isinstance(error, Refusal) else f'{type(error).__name__}: '
-        raise Refusal(f'{where} must {rule}, got {name}{message}{_hint(message)}') from error
+        raise Refusal(f'{where} must {rule}, got {name}{message}{_hint(message)}{_place(error)}') from error
 
 
 def warn(message: str) -> None:
@@ -89,6 +94,21 @@ def _message(error: BaseException) -> str:
         innermost = _innermost(error)
         text = f'{type(error).__name__} in {innermost.tb_frame.f_code.co_filename}, line {innermost.tb_lineno}'
     return text if len(text) <= LONGEST else f'{text[:LONGEST]} ...'
+
+
+def _place(error: BaseException) -> str:
+    """Whose code stumbled, and at which line of it: this names the argument more often than the message does."""
+    owners = [frame.f_locals.get('self') for frame, _ in traceback.walk_tb(error.__traceback__)]
+    owner = next((type(one).__name__ for one in reversed(owners) if _is_built(one)), '')
+    innermost = _innermost(error)
+    file, number = innermost.tb_frame.f_code.co_filename, innermost.tb_lineno
+    line = linecache.getline(file, number).strip()[:LINE]
+    return f' ({f"in {owner}, " * bool(owner)}{Path(file).name}, line {number}: {line})' if line else ''
+
+
+def _is_built(one: object) -> bool:
+    """Whether an object is one that a config names, not what it is made of."""
+    return type(one).__module__.partition('.')[0] in HOSTS and not isinstance(one, Runner | Registry)
 
 
 def _raised(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ class Case:
             ``{here}`` is its folder, ``{run}`` a work dir of a finished training there, ``{ckpt}`` its last checkpoint,
             ``{out}`` a new name, ``{root}`` the folder of all.
         expected: ``REFUSED`` before anything is written, ``WORKS``, or ``STOPS`` while it runs, with a message.
-        says: What the message must name.
+        says: What the message must name, each one of some words between semicolons.
         change: Spoils a copy of the world, called with ``{here}``.
         check: Whether a run that works did what it should, called with ``{here}`` and what was printed.
         env: More environment variables.
@@ -57,12 +57,13 @@ def stops(kind: str, command: str, *says: str, change=None, check=None, env=()) 
 def options(kind: str, world: str, table: str, tool: str = 'train') -> list[Case]:
     """A refused case for each line of a table: settings, and behind ``|`` what the message must name.
 
-    Without a word behind ``|`` that is the last name of the first setting.
+    Without a word behind ``|`` that is the last name of the first setting, or its value.
     """
     cases = []
     for line in filter(None, map(str.strip, table.splitlines())):
         settings, _, says = map(str.strip, line.partition('|'))
-        named = says.split() or [settings.partition('=')[0].rpartition('.')[2]]
+        name, _, value = settings.split()[0].partition('=')
+        named = says.split() or [f'{name.rpartition(".")[2]};{value}' if len(value) > 3 else name.rpartition('.')[2]]
         target = ' {ckpt}' if tool == 'test' else ''
         cases.append(refused(kind, f'{tool} {world}{target} --cfg-options {settings}', *named))
     return cases

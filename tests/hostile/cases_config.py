@@ -7,7 +7,7 @@ MODEL = options(
     'seg',
     """
     model.type=mmdyt.DyTEncoderDecodr
-    model.type=mmdyt.DyTImageClassifier | DyTImageClassifier
+    model.type=mmdyt.DyTImageClassifier | ImageClassifier
     model.backbone.type=mmdyt.DyTVisionTransformr | DyTVisionTransformr
     model.backbone.arch=bse | bse
     model.backbone.arch.num_layers=0 | layers
@@ -31,7 +31,7 @@ MODEL = options(
     model.backbone.adapter.dropout=1.5
     model.backbone.adapter.dropout=-0.1
     model.backbone.adapter.type=mmdyt.Adaptr | Adaptr
-    model.backbone.adapter.type=mmdyt.TokenDispatcher | adapter
+    model.backbone.adapter.type=mmdyt.TokenDispatcher | TokenDispatcher
     model.backbone.adapter=4 | adapter
     model.backbone.dispatcher.tau=0
     model.backbone.dispatcher.tau=-5
@@ -44,17 +44,16 @@ MODEL = options(
     model.backbone.dispatcher.initial_rate=0
     model.backbone.dispatcher.initial_rate=True
     model.backbone.dispatcher.type=mmdyt.TokenDispatchr | TokenDispatchr
-    model.backbone.dispatcher.type=mmdyt.Adapter | dispatcher
+    model.backbone.dispatcher.type=mmdyt.Adapter | Adapter
     model.backbone.dispatcher.capacity=0.5 | capacity
     model.backbone.substitute.type=mmdyt.Mean | Mean
     model.backbone.out_indices=[0,1,2,9] | out_indices
     model.backbone.out_indices=[] | out_indices
     model.backbone.out_type=map
     model.backbone.patch_size=0
-    model.backbone.patch_size=7 | pos
+    model.backbone.patch_size=7 | patch
     model.backbone.img_size=-64
     model.backbone.drop_path_rate=2
-    model.backbone.tuned=[] | tuned
     model.backbone.tuned=[no_such_name] | no_such_name
     model.backbone.tuned=3
     model.backbone.parts=[3] | parts
@@ -62,23 +61,21 @@ MODEL = options(
     model.backbone.init_cfg.checkpoint=no/such.pth | such.pth
     model.backbone.init_cfg.prefix=bckbone. | bckbone
     model.backbone.init_cfg.type=Pretraind | Pretraind
-    model.neck.embed_dim=33
+    model.neck.embed_dim=33 | embed_dim;33
     model.neck.rescales=[4,2,1] | rescales
     model.neck.type=Feature2Pyramd | Feature2Pyramd
     model.decode_head.type=UPerHed | UPerHed
     model.decode_head.num_classes=2
-    model.decode_head.num_classes=4
-    model.decode_head.num_classes=0
+    model.decode_head.num_classes=0 | num_classes;UPerHead
     model.decode_head.num_classes=1
     model.decode_head.num_classes=three
     model.decode_head.in_channels=[32,32,32] | in_channels
     model.decode_head.in_channels=[32,32,32,31] | 31
     model.decode_head.in_index=[0,1,2,4] | in
-    model.decode_head.channels=0
+    model.decode_head.channels=0 | channels;UPerHead
     model.decode_head.loss_decode.type=CrossEntropyLos | CrossEntropyLos
     model.decode_head.loss_decode.loss_wieght=1.0 | loss_wieght
     model.decode_head.loss_decode.class_weight=[1.0,2.0] | class_weight
-    model.auxiliary_head.num_classes=4
     model.auxiliary_head.in_index=7 | in_index
     model.auxiliary_head.in_channels=31 | 31
     model.data_preprocessor.type=SegDataPreProcesor | SegDataPreProcesor
@@ -97,7 +94,7 @@ MODEL = options(
     model.distill_weight=-1
     model.distil_weight=1.0 | distil_weight
     model.test_cfg.mode=slid
-    model.test_cfg.mode=slide | crop_size
+    model.test_cfg.mode=slide | crop_size;stride
     model.test_cfg.mode=slide model.test_cfg.crop_size=[64,64] | stride
     """,
 )
@@ -139,7 +136,7 @@ RUN = options(
     param_scheduler.0.begin=9 | end
     param_scheduler.0.begin=-1 | begin
     param_scheduler=5 | param_scheduler
-    auto_scale_lr.enable=True auto_scale_lr.base_batch_size=0 | base_batch_size
+    auto_scale_lr.enable=True auto_scale_lr.base_batch_size=0 | auto_scale_lr
     train_dataloader.batch_size=0
     train_dataloader.batch_size=-2
     train_dataloader.batch_size=2.5
@@ -149,7 +146,7 @@ RUN = options(
     train_dataloader.persistent_workers=True | persistent_workers
     train_dataloader.sampler.type=InfiniteSample | InfiniteSample
     train_dataloader.sampler.shufle=True | shufle
-    train_dataloader.dataset=None
+    train_dataloader.dataset=None | dataset;data_source
     train_dataloader.dataset.type=BaseSegDatset | BaseSegDatset
     train_dataloader.dataset.data_root=no/such/folder
     train_dataloader.dataset.data_prefix.img_path=images/trainin | trainin
@@ -158,7 +155,7 @@ RUN = options(
     train_dataloader.dataset.seg_map_suffix=.tif | .tif
     train_dataloader.dataset.ann_file=no_such_list.txt
     train_dataloader.dataset.indics=3 | indics
-    train_dataloader.dataset.pipeline=[] | pipeline
+    train_dataloader.dataset.pipeline=[] | pipeline;inputs
     train_dataloader.dataset.pipeline.0.type=LoadImageFromFil | LoadImageFromFil
     train_dataloader.dataset.pipeline.2.crop_siz=[64,64] | crop_siz
     train_dataloader.dataset.pipeline.2.crop_size=[0,0] | crop_size
@@ -178,7 +175,6 @@ RUN = options(
     default_hooks.checkpoint.interval=0
     default_hooks.checkpoint.save_best=mIuo | mIuo
     default_hooks.checkpoint.save_best=mIoU default_hooks.checkpoint.rule=bigger | bigger
-    default_hooks.checkpoint.max_keep_ckpts=0
     default_hooks.checkpoint.by_epok=False | by_epok
     default_hooks.logger.interval=0
     default_hooks.logger.intervall=5 | intervall
@@ -208,12 +204,9 @@ CLASSIFICATION = options(
     'classification',
     'cls',
     """
-    model.head.num_classes=2
-    model.head.num_classes=4
-    model.head.in_channels=31
+    model.head.num_classes=2 | num_classes;label
+    model.head.in_channels=31 | in_channels;31
     model.head.type=VisionTransformerClsHed | VisionTransformerClsHed
-    model.head.topk=[0] | topk
-    model.head.topk=[1,50] | topk
     model.head.loss.type=CrossEntropyLos | CrossEntropyLos
     model.head.loss.loss_wieght=1.0 | loss_wieght
     model.train_cfg.augments.type=Mixupp model.train_cfg.augments.alpha=0.8 | Mixupp
@@ -222,17 +215,15 @@ CLASSIFICATION = options(
     model.data_preprocessor.type=mmdyt.ImagePreprocesor | ImagePreprocesor
     model.backbone.out_type=featmap | head
     model.backbone.adapter.type=mmdyt.MoEAdapter model.backbone.adapter.num_experts=0 | num_experts
-    model.backbone.adapter.type=mmdyt.MoEAdapter model.backbone.adapter.routing=clip | frames
     model.neck.type=GlobalAveragePoolin | GlobalAveragePoolin
     train_cfg.max_epochs=0
     train_cfg.max_epochs=-1
     train_cfg.max_epochs=True
     train_cfg.val_interval=0
-    train_cfg.val_begin=-1
-    train_dataloader.sampler.type=InfiniteSampler
+    train_dataloader.sampler.type=InfiniteSampler | sampler
     val_dataloader.sampler.type=InfiniteSampler | InfiniteSampler
-    val_evaluator.topk=[50] | topk
-    val_evaluator.topk=[1,50] | topk
+    val_evaluator.topk=[50] | top
+    val_evaluator.topk=[1,50] | top
     val_evaluator.topk=[0] | topk
     val_evaluator.type=Acuracy | Acuracy
     train_dataloader.dataset.ann_file=trai.txt | trai.txt
@@ -257,11 +248,11 @@ VIDEO = options(
     """
     model.cls_head.num_classes=2
     model.cls_head.num_classes=5
-    model.cls_head.in_channels=31
+    model.cls_head.in_channels=31 | in_channels;31
     model.cls_head.topk=[1,9] | topk
     model.cls_head.average_clips=mean
     model.cls_head.type=TimeSformerHed | TimeSformerHed
-    model.neck.in_channels=31
+    model.neck.in_channels=31 | in_channels;31
     model.neck.type=mmdyt.ClipNek | ClipNek
     model.neck.aggregator.num_heads=5
     model.neck.aggregator.temporal_positions=2
@@ -300,7 +291,7 @@ TESTING = [
         model.backbone.arch.embed_dims=64 | 64
         """,
         cls="""
-        test_evaluator.topk=[50] | topk
+        test_evaluator.topk=[50] | top
         model.head.num_classes=5
         test_dataloader.dataset.ann_file=no.txt | no.txt
         model.backbone.inference=pakced

@@ -56,7 +56,20 @@ def _dino(content):
     content['state_dict']['backbone.mask_token'] = torch.zeros(1, 32)
 
 
+SURPLUS = [
+    works('valid', f'train {world} --cfg-options {option}', check=lambda here, said: 'will not be trained' in said)
+    for world, option in (
+        ('seg', 'model.decode_head.num_classes=4'),
+        ('seg', 'model.auxiliary_head.num_classes=4'),
+        ('cls', 'model.head.num_classes=4'),
+    )
+]
 SETTINGS = [
+    setting('seg', 'model.backbone.tuned=[]'),
+    setting('seg', 'default_hooks.checkpoint.max_keep_ckpts=0'),
+    setting('cls', 'model.head.topk=[1,50]'),
+    setting('cls', 'model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.backbone.adapter.routing=clip'),
+    setting('cls', 'train_cfg.val_begin=-1'),
     setting('seg', 'train_dataloader.batch_size=3'),
     setting('seg', 'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True'),
     setting('seg', 'val_dataloader.num_workers=1'),
@@ -280,4 +293,4 @@ model['backbone'] = dict(_delete_=True, type='LoRAModel', module=vit, targets=[d
     ),
 ]
 
-CASES = SETTINGS + CONFIGS
+CASES = SURPLUS + SETTINGS + CONFIGS

@@ -56,7 +56,8 @@ def judge(case: Case, code: int | None, output: str, before: dict, after: dict, 
         return WRONG, f'exit code 0\n{tail}'
     if 'Traceback (most recent call last)' in output:
         return UNCLEAR, f'a traceback\n{tail}'
-    if missing := [word for word in case.says if word.lower() not in output.lower()]:
+    said = output.lower()
+    if missing := [words for words in case.says if not any(word in said for word in words.lower().split(';'))]:
         return UNCLEAR, f'does not name {missing}\n{tail}'
     if case.expected == REFUSED and new:
         return UNCLEAR, f'wrote {new[:3]}\n{tail}'
@@ -102,8 +103,12 @@ def run(tool: str, arguments: list[str], cwd: Path, env: dict[str, str]) -> tupl
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os.setsid()
-        os._exit(_child(tool, arguments, cwd, env, log))
+        code = 1
+        try:
+            os.setsid()
+            code = _child(tool, arguments, cwd, env, log)
+        finally:  # whatever happens, this is no second test session
+            os._exit(code)
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         pid, status = os.waitpid(child, os.WNOHANG)

@@ -110,7 +110,7 @@ def test_four_experts_of_vit_b_have_the_papers_parameters():
         (dict(num_experts=0), 'num_experts must be a positive integer, got 0'),
         (dict(routing='video'), r"routing must be one of \['frame', 'clip'\], got 'video'"),
         (dict(router_activation='relu'), "router_activation must be one of .* got 'relu'"),
-        (dict(mix='logits'), "mix must be 'weights' or 'outputs', got 'logits'"),
+        (dict(mix='logits'), r"mix must be one of \['weights', 'outputs'\], got 'logits'"),
         (dict(bottleneck=0), 'bottleneck must be a positive integer, got 0'),
     ],
 )

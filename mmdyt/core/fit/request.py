@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..losses import check_rate
-from ..options import check_switches, is_integer, is_number
+from ..options import check_choice, check_switches, is_integer, is_number
 
 RULES = ('rate_matched', 'uniform', 'global')
 
@@ -31,8 +31,7 @@ class CalibrationRequest:
     target_gmacs: float | None = None
 
     def __post_init__(self):
-        if self.rule not in RULES:
-            raise ValueError(f'rule must be one of {list(RULES)}, got {self.rule!r}.')
+        check_choice(RULES, rule=self.rule)
         if self.target_rate is not None:
             check_rate(self.target_rate)
         check_switches(per_image=self.per_image)

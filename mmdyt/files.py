@@ -19,6 +19,8 @@ except ImportError:  # Windows
 
 LOCK = '.lock'
 
+NOT_WRITABLE = 'file must be writable'
+
 
 class BadFileError(ValueError):
     """A file of a data set that cannot be what it should be; the message names it."""
@@ -57,7 +59,7 @@ def whole_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
     except OSError as error:
         if error.filename not in (None, str(part), str(target), str(path)):
             raise  # of another file
-        named = type(error)(f'file must be writable, got {path}: {error.strerror or error}.')
+        named = type(error)(f'{NOT_WRITABLE}, got {path}: {error.strerror or error}.')
         named.errno = error.errno
         raise named from error
     finally:

@@ -16,7 +16,7 @@ from mmdyt import compat
 compat.install()
 
 import numpy as np
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.fileio import list_from_file
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, TRANSFORMS, init_default_scope
@@ -37,7 +37,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='threads')
     parser.add_argument('--frames', type=int, default=8, help='of each clip, evenly spaced from the first to the last')
     parser.add_argument('--out', type=Path, metavar='FOLDER', help='write the lists without the broken clips there')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
     for name in ('workers', 'frames'):

@@ -10,7 +10,6 @@ from mmdyt import compat
 
 compat.install()
 
-from mmengine.config import DictAction
 from mmengine.runner import Runner
 
 from mmdyt import preflight
@@ -30,15 +29,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--complete', action='store_true', help='test the complete model: every token runs everything')
     parser.add_argument('--target-rate', type=float, help='calibrate to this activation rate first; not stored')
     parser.add_argument('--target-gmacs', type=float, help='calibrate to this cost first; not stored')
-    parser.add_argument('--rule', default=RULES[0], help=f'of the calibration: {", ".join(RULES)}')
-    parser.add_argument('--batches', type=int, default=8, help='of training images for the calibration; default: 8')
+    parser.add_argument('--rule', help=f'of the calibration: {", ".join(RULES)}')
+    parser.add_argument('--batches', type=int, help='of training images for the calibration; default: 8')
     parser.add_argument('--per-image', action='store_true', help='of the calibration: the same rate for every image')
     parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     preflight.add_method_arguments(parser)
     preflight.add_dry_run_argument(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -70,9 +69,11 @@ def main() -> None:
             preflight.use_tta(cfg)
         preflight.check(cfg, loops=('test',), dry_run=args.dry_run)
         calibrates = args.target_rate is not None or args.target_gmacs is not None
-        if args.per_image and not calibrates:
-            raise ValueError('--per-image must come with --target-rate or --target-gmacs, got neither.')
-        request = CalibrationRequest(args.target_rate, args.rule, args.per_image, args.batches, args.target_gmacs)
+        for option, value in (('per-image', args.per_image), ('batches', args.batches), ('rule', args.rule)):
+            if value not in (None, False) and not calibrates:
+                raise ValueError(f'--{option} must come with --target-rate or --target-gmacs, got neither.')
+        rule, batches = args.rule or RULES[0], 8 if args.batches is None else args.batches
+        request = CalibrationRequest(args.target_rate, rule, args.per_image, batches, args.target_gmacs)
         if preflight.is_flexible(cfg) and (calibrates or args.complete or args.random_masks):
             raise ValueError(
                 f'runner_type must be Runner with --complete, --random-masks, --target-rate and --target-gmacs, got '

@@ -9,7 +9,6 @@ from mmdyt import compat
 
 compat.install()
 
-from mmengine.config import DictAction  # noqa: E402
 
 from mmdyt import preflight  # noqa: E402
 from mmdyt.engine.finite import watched  # noqa: E402
@@ -30,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
     preflight.add_method_arguments(parser)
     preflight.add_dry_run_argument(parser)
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, help='override settings, key=value')
+    parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args()

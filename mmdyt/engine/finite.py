@@ -17,7 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmdyt.core.finite import named_tensors, not_finite, open_buffers
-from mmdyt.files import BadFileError
+from mmdyt.files import NOT_WRITABLE, BadFileError
 from mmdyt.registry import HOOKS
 
 EXIT_CODE = 3  # of the tools, by which they know it from each other
@@ -161,14 +161,15 @@ class FiniteHook(Hook):
 def watched(runner) -> Iterator[None]:
     """Run with a :class:`FiniteHook`, be there one in the config or not; end with one message and exit code 3.
 
-    A file that cannot be read ends the run with one message, too, and exit code 1.
+    A file that cannot be read or written ends the run with one message, too, and exit code 1.
     """
     if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
         runner.register_hook(FiniteHook())
     try:
         yield
-    except (NotFiniteError, BadFileError) as error:
-        if os.environ.get('MMDYT_TRACEBACK'):
+    except (NotFiniteError, BadFileError, OSError) as error:
+        other = isinstance(error, OSError) and not str(error).startswith(NOT_WRITABLE)
+        if other or os.environ.get('MMDYT_TRACEBACK'):
             raise
         if os.environ.get('LOCAL_RANK', '0') == '0':  # a worker's error holds its traceback, and last what it says
             print(f'error: {str(error).strip().rpartition("BadFileError: ")[2]}', file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from .check import check, check_images
 from .config import (
+    KeyValues,
     add_dry_run_argument,
     add_method_arguments,
     dump_predictions,
@@ -16,6 +17,7 @@ from .refusals import clean_exit, part
 from .work_dir import hold_work_dir
 
 __all__ = [
+    'KeyValues',
     'add_dry_run_argument',
     'add_method_arguments',
     'build_runner',

@@ -201,6 +201,8 @@ class Rehearsal(Runner):
         name = f'_{loop}_evaluator'
         with part(name[1:]):
             setattr(self, name, self.build_evaluator(getattr(self, name)))
+            for metric in getattr(self, name).metrics:
+                _check_topk(getattr(metric, 'topk', ()))
 
     def prepare_loop(self, loop: str) -> None:
         """Build the data, the loop, and what needs both."""
@@ -264,12 +266,21 @@ def _check_rates(wrapper) -> None:
             raise ValueError(f'lr and its factors (lr_mult) must not be negative, got a learning rate of {min(rates)}.')
 
 
+def _check_topk(topk) -> None:
+    """Refuse an accuracy among the best 0: nothing is right."""
+    for k in topk if isinstance(topk, list | tuple) else [topk]:
+        if isinstance(k, int) and k < 1:
+            raise ValueError(f'topk must hold positive integers, got {k}.')
+
+
 def _check_begin(schedulers) -> None:
     """Refuse a schedule that begins before training."""
     for one in schedulers if isinstance(schedulers, list | tuple) else [schedulers]:
         begin = one.get('begin', 0) if isinstance(one, Mapping) else 0
         if not (is_number(begin) and begin >= 0):
             raise ValueError(f'begin must be a number of at least 0, got {begin!r}.')
+        if isinstance(one, Mapping) and one.get('start_factor') == 0:
+            raise ValueError('start_factor must be above 0, got 0: what begins at 0 stays there.')
 
 
 def _check_hook(hooks: list) -> None:

@@ -18,6 +18,17 @@ from .resume import latest_checkpoint
 from .work_dir import check_folder
 
 
+class KeyValues(DictAction):
+    """Options ``key=value``; mmengine's own action stumbles over one without a value."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        """Refuse what is no pair."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} must be pairs KEY=VALUE, got {value!r}.')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def load_config(args: Namespace) -> Config:
     """Read the config file and merge the command line into it.
 
@@ -59,7 +70,7 @@ def add_method_arguments(parser: ArgumentParser) -> None:
         '--method', metavar='NAME[+NAME]', help="use this method instead of the config's: " + ', '.join(known_methods())
     )
     parser.add_argument(
-        '--method-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='override settings of the method'
+        '--method-options', nargs='+', action=KeyValues, metavar='KEY=VALUE', help='override settings of the method'
     )
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS
 
+from mmdyt.core.options import is_integer
+
 from .datasets import IMAGES, VIDEOS, check_data, fetches_itself, head_classes, kind_of, nested, unread
 from .label_names import CLASSES, FOLDERS, TRAINED, Names, class_names, label_names, trained_names
 from .refusals import warn
@@ -55,6 +57,9 @@ def check_labels(cfg: Config, loops: tuple[str, ...]) -> None:
             if part.get('dataset') or part.get('datasets') or fetches_itself(part):
                 continue
             names = list(label_names(part, place))
+            for found in names:
+                if found.source == CLASSES and found.classes:  # which may be fewer than the head tells apart
+                    check_data(part, place, found.classes, files=False)
             for i, found in enumerate(names):
                 _check_room(heads, found, train=loop == 'train')
                 for before in [*(_first(known) if same else []), *names[:i]]:
@@ -81,7 +86,11 @@ def model_heads(model: ConfigDict, train: bool = True) -> list[Head]:
         value = model.get(name)
         for i, head in enumerate(value if isinstance(value, list | tuple) else [value]):
             number = head.get('num_classes') if isinstance(head, Mapping) else None
-            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            if number is None:
+                continue
+            if not is_integer(number):
+                raise ValueError(f'model.{name}.num_classes must be a positive integer, got {number!r}.')
+            if number < 1:  # of losses without classes
                 continue
             if name == 'auxiliary_head' and not _learns_classes(head):
                 continue

@@ -228,7 +228,7 @@ CLASSIFICATION = options(
     val_evaluator.type=Acuracy | Acuracy
     train_dataloader.dataset.ann_file=trai.txt | trai.txt
     train_dataloader.dataset.type=CustomDatset | CustomDatset
-    train_dataloader.dataset.pipeline.1.scale=[0,0] | scale
+    train_dataloader.dataset.pipeline.1.scale=[0,0] | scale;Resize
     train_dataloader.dataset.pipeline.1.interpolation=cubic | cubic
     train_dataloader.dataset.pipeline.1.backend=pilow | pilow
     train_dataloader.dataset.pipeline.2.type=PackInput | PackInput
@@ -236,9 +236,9 @@ CLASSIFICATION = options(
     param_scheduler.0.end=0 | end
     param_scheduler.0.convert_to_iter_base=True | convert_to_iter_base
     default_hooks.checkpoint.save_best=accuracy/top5 | top5
-    custom_hooks.3.type=mmdyt.EvidenceHook custom_hooks.3.begin=0.9 custom_hooks.3.end=0.5 | begin
-    custom_hooks.3.type=mmdyt.TauScheduleHook custom_hooks.3.endd=1 | endd
-    custom_hooks.3.type=EMAHook custom_hooks.3.momentum=5 | momentum
+    custom_hooks.2.type=mmdyt.EvidenceHook custom_hooks.2.begin=0.9 custom_hooks.2.end=0.5 | begin
+    custom_hooks.2.type=mmdyt.TauScheduleHook custom_hooks.2.endd=1 | endd
+    custom_hooks.2.type=EMAHook custom_hooks.2.momentum=5 | momentum
     """,
 )
 
@@ -246,8 +246,7 @@ VIDEO = options(
     'video',
     'video',
     """
-    model.cls_head.num_classes=2
-    model.cls_head.num_classes=5
+    model.cls_head.num_classes=2 | num_classes;label
     model.cls_head.in_channels=31 | in_channels;31
     model.cls_head.topk=[1,9] | topk
     model.cls_head.average_clips=mean
@@ -263,10 +262,9 @@ VIDEO = options(
     train_dataloader.dataset.ann_file=no.txt | no.txt
     train_dataloader.dataset.data_prefix.video=vidoes | vidoes
     train_dataloader.dataset.pipeline.0.reader=ffmpg | ffmpg
-    train_dataloader.dataset.pipeline.1.clip_len=0 | clip_len
-    train_dataloader.dataset.pipeline.1.clip_len=99 | 99
+    train_dataloader.dataset.pipeline.1.clip_len=0 | clip_len;UniformSample
     train_dataloader.dataset.pipeline.3.scale=[0,32] | scale
-    val_evaluator.metric_list=[top_k_acuracy] | top_k_acuracy
+    val_evaluator.metric_list=[top_k_acuracy] | metric_list
     val_evaluator.metric_options.top_k_accuracy.topk=[9] | topk
     train_cfg.max_epochs=0
     train_dataloader.batch_size=0
@@ -286,18 +284,18 @@ TESTING = [
         test_dataloader=None
         test_cfg.type=TestLop | TestLop
         model.test_cfg.mode=slid
-        model.decode_head.num_classes=4
+        model.decode_head.num_classes=4 | decode_head
         model.backbone.adapter.bottleneck=8 | adapter
         model.backbone.arch.embed_dims=64 | 64
         """,
         cls="""
         test_evaluator.topk=[50] | top
-        model.head.num_classes=5
+        model.head.num_classes=5 | head
         test_dataloader.dataset.ann_file=no.txt | no.txt
         model.backbone.inference=pakced
         """,
         video="""
-        model.cls_head.num_classes=5
+        model.cls_head.num_classes=5 | cls_head
         test_evaluator.metric_options.top_k_accuracy.topk=[9] | topk
         """,
     ).items()
@@ -316,16 +314,16 @@ TYPED = [
     refused('typed', 'test seg {here}/no.pth', 'no.pth'),
     refused('typed', 'test seg {here}', 'checkpoint'),
     refused('typed', 'train seg --resume {here}/no.pth', 'no.pth'),
-    refused('typed', 'test seg {ckpt} --target-rate 0', 'target-rate'),
-    refused('typed', 'test seg {ckpt} --target-rate 1.5', 'target-rate'),
-    refused('typed', 'test seg {ckpt} --target-rate nan', 'target-rate'),
-    refused('typed', 'test seg {ckpt} --target-rate 0.5 --target-gmacs 1', 'target-gmacs'),
+    refused('typed', 'test seg {ckpt} --target-rate 0', 'target-rate;target_rate'),
+    refused('typed', 'test seg {ckpt} --target-rate 1.5', 'target-rate;target_rate'),
+    refused('typed', 'test seg {ckpt} --target-rate nan', 'target-rate;target_rate'),
+    refused('typed', 'test seg {ckpt} --target-rate 0.5 --target-gmacs 1', 'target-gmacs;target_gmacs'),
     refused('typed', 'test seg {ckpt} --target-gmacs 1000', 'gmacs'),
     refused('typed', 'test seg {ckpt} --target-rate 0.5 --rule best', 'rule'),
     refused('typed', 'test seg {ckpt} --target-rate 0.5 --batches 0', 'batches'),
     refused('typed', 'test seg {ckpt} --batches 3', 'batches'),
     refused('typed', 'train seg', 'WORLD_SIZE', env=(('WORLD_SIZE', '2'), ('RANK', '0'), ('LOCAL_RANK', '0'))),
-    refused('typed', 'test seg {ckpt}', 'WORLD_SIZE', env=(('WORLD_SIZE', '2'), ('RANK', '1'), ('LOCAL_RANK', '1'))),
+    refused('typed', 'test seg {ckpt}', 'WORLD_SIZE', env=(('WORLD_SIZE', '2'), ('RANK', '1'), ('LOCAL_RANK', '0'))),
 ]
 
 CASES = MODEL + RUN + CLASSIFICATION + VIDEO + TESTING + TYPED

@@ -117,7 +117,12 @@ MISSING = [
     refused('missing', 'train folders', 'train', change=spoil.remove('train')),
     refused('missing', 'train folders', 'val', change=spoil.remove('val')),
     refused('missing', 'train seg', 'annotations', change=spoil.rename('annotations', 'annotation')),
-    refused('missing', 'train vtab', 'train800val200.txt', change=spoil.remove('root/cifar/train800val200.txt')),
+    refused(
+        'missing',
+        'vtab vtab --root {here}/root --tasks cifar',
+        'train800val200',
+        change=spoil.remove('root/cifar/train800val200.txt'),
+    ),
 ]
 
 LISTS = [
@@ -148,9 +153,9 @@ LISTS = [
             (('val.txt',), spoil.replace('val.txt', 'val3.mp4 0', 'val3.mp4 -1')),
         )
     ),
-    works('list', 'train cls', change=spoil.append('train.txt', '\n\n')),
+    refused('list', 'train cls', 'train.txt', change=spoil.append('train.txt', '\n\n')),
     works('list', 'train cls', change=spoil.replace('train.txt', '\n', '\r\n')),
-    works('list', 'train cls', change=spoil.replace('train.txt', 'train0.png', '\ufefftrain0.png')),
+    refused('list', 'train cls', 'train.txt', change=spoil.replace('train.txt', 'train0.png', '\ufefftrain0.png')),
     works(
         'list',
         'train cls',
@@ -181,19 +186,19 @@ LABELS = [
         for says, change in (
             (('green',), spoil.remove('val/green')),
             (('green',), spoil.rename('val/green', 'val/Green')),
-            (('violet',), spoil.image('val/violet/0.png', (20, 24, 3))),
+            (('violet;class folders',), spoil.image('val/violet/0.png', (20, 24, 3))),
         )
     ),
-    refused('labels', 'train folders', 'violet', change=spoil.image('train/violet/0.png', (20, 24, 3))),
+    refused('labels', 'train folders', 'violet;class folders', change=spoil.image('train/violet/0.png', (20, 24, 3))),
     refused('labels', 'train folders', 'green', change=spoil.remove('train/green')),
-    refused(
-        'labels', 'train folders', 'green', change=spoil.both(spoil.remove('val/green'), spoil.remove('train/green'))
+    works(
+        'labels',
+        'train folders',
+        change=spoil.both(spoil.remove('val/green'), spoil.remove('train/green')),
+        check=lambda here, said: 'will not be trained' in said,
     ),
     refused('labels', 'train folders --cfg-options model.head.num_classes=2', 'num_classes'),
-    *(
-        refused('labels', 'train seg', '3.png', str(value), change=spoil.image(MASK, (64, 96), value))
-        for value in (4, 77, 254)
-    ),
+    *(refused('labels', 'train seg', '3.png', change=spoil.image(MASK, (64, 96), value)) for value in (4, 77, 254)),
     refused('labels', 'train seg', '0.png', change=spoil.image('annotations/validation/0.png', (64, 96), 9)),
     refused(
         'labels', 'train seg', 'classes', change=spoil.replace('config.py', "'sky', 'road', 'car'", "'sky', 'road'")

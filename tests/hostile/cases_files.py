@@ -146,9 +146,9 @@ FILES = [
     refused('file', 'get_flops cls --json /proc/no/x.json', '/proc/no'),
     refused('file', 'calibrate cls {ckpt} {here} --target-rate 0.5', 'out'),
     refused('file', 'calibrate cls {ckpt} /proc/no/x.pth --target-rate 0.5', '/proc/no'),
-    refused('file', 'calibrate cls {ckpt} {out} --target-rate 0.5', '.pth'),
-    refused('file', 'calibrate cls {ckpt} {out}.pth', 'target'),
-    refused('file', 'calibrate cls {ckpt} {out}.pth --target-rate 1.5', 'target-rate'),
+    works('file', 'calibrate cls {ckpt} {out} --target-rate 0.5'),
+    works('file', 'calibrate cls {ckpt} {out}.pth'),
+    refused('file', 'calibrate cls {ckpt} {out}.pth --target-rate 1.5', 'target-rate;target_rate'),
     refused('file', 'calibrate cls {ckpt} {out}.pth --target-gmacs 0', 'gmacs'),
     refused('file', 'calibrate cls {ckpt} {out}.pth --target-gmacs 99', 'gmacs'),
     refused('file', 'calibrate cls {ckpt} {out}.pth --target-rate 0.5 --batches -1', 'batches'),
@@ -160,7 +160,7 @@ FILES = [
 TOOLS = [
     refused('tool', 'convert_timm_vit - {root}/no.pth {out}.pth', 'no.pth'),
     refused('tool', 'convert_timm_vit - {root}/pretrained.pth {out}.txt', '.pth'),
-    refused('tool', 'convert_timm_vit - {root}/pretrained.pth {out}.pth', 'pretrained.pth'),
+    refused('tool', 'convert_timm_vit - {root}/pretrained.pth {out}.pth', 'backbone.cls_token'),
     refused('tool', 'convert_timm_vit - {root}/pretrained.pth {root}/pretrained.pth', 'pretrained.pth'),
     refused('tool', 'convert_timm_vit - {root}/w.bin {out}.pth', 'w.bin', change=spoil.content('w.bin', b'')),
     refused(
@@ -221,14 +221,14 @@ METHODS = [
             ('lora --method-options layers=[]', ('layers',)),
             ('ssf --method-options official=maybe', ('official',)),
             ('ether --method-options blocks=5', ('blocks',)),
-            ('vpt_deep --method-options length=0', ('length',)),
+            ('vpt_deep --method-options length=-1', ('length',)),
             ('vpt_deep --method-options dropout=2', ('dropout',)),
             ('adapter_plus --method-options bottleneck=0', ('bottleneck',)),
             ('dyt --method-options target_rate=2', ('target_rate',)),
             ('dyt --method-options dispatch=mpl', ('dispatch',)),
             ('evidence --method-options hooks.0.begin=2', ('begin',)),
             ('evidence --method-options hooks.9.begin=0.1', ('hooks',)),
-            ('dyt --method-options adapter.type=mmdyt.LoRA', ('adapter',)),
+            ('dyt --method-options adapter.type=mmdyt.LoRA', ('adapter;LoRA',)),
         )
     ),
     refused('method', 'train cls --method-options rank=4', 'method'),
@@ -250,7 +250,7 @@ DIVERGING = [
 ]
 
 
-FULL = (('FILE_LIMIT', '30000'),)  # bytes that a file may hold, as on a disk that is full
+FULL = (('FILE_LIMIT', '100000'),)  # bytes that a file may hold, as on a disk that is full
 DISK = [
     stops('disk', 'calibrate cls {ckpt} {ckpt} --target-rate 0.5', 'epoch_2.pth', env=FULL),
     stops('disk', 'calibrate cls {ckpt} {out}.pth --target-rate 0.5', 'out.pth', env=FULL),

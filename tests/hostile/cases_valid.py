@@ -62,6 +62,7 @@ SURPLUS = [
         ('seg', 'model.decode_head.num_classes=4'),
         ('seg', 'model.auxiliary_head.num_classes=4'),
         ('cls', 'model.head.num_classes=4'),
+        ('video', 'model.cls_head.num_classes=5'),
     )
 ]
 SETTINGS = [
@@ -70,6 +71,8 @@ SETTINGS = [
     setting('cls', 'model.head.topk=[1,50]'),
     setting('cls', 'model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.backbone.adapter.routing=clip'),
     setting('cls', 'train_cfg.val_begin=-1'),
+    setting('video', 'train_dataloader.dataset.pipeline.1.clip_len=99'),
+    *(works('valid', f'train {world} --method vpt_deep --method-options length=0') for world in ('seg', 'cls')),
     setting('seg', 'train_dataloader.batch_size=3'),
     setting('seg', 'train_dataloader.num_workers=2', 'train_dataloader.persistent_workers=True'),
     setting('seg', 'val_dataloader.num_workers=1'),

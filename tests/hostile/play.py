@@ -20,6 +20,7 @@ from case import REFUSED, WORKS, Case
 TOOLS = Path(__file__).parents[2] / 'tools'
 LIMIT = 120  # seconds, after which a run counts as endless
 UNCLEAR, WRONG, ENDLESS = 'late or unclear', 'wrong or lost', 'endless'
+OWN = re.compile(r'(run|moved)/(\.lock|config\.py|last_checkpoint)$')  # that a resumed run writes again
 OWN_WORK_DIR = ('train', 'test', 'vtab', 'compare')
 
 
@@ -42,7 +43,7 @@ def play(case: Case, master: Path, folder: Path) -> tuple[str, str]:
 def judge(case: Case, code: int | None, output: str, before: dict, after: dict, here: Path) -> tuple[str, str]:
     """Say how a run went from its exit code, its output, and the files before and after."""
     tail = '\n'.join(output.strip().splitlines()[-12:])
-    spoiled = sorted(path for path, content in before.items() if after.get(path) != content)
+    spoiled = sorted(path for path, content in before.items() if after.get(path) != content and not OWN.search(path))
     new = sorted(path for path in after if path not in before)
     if code is None:
         return ENDLESS, tail

@@ -1,6 +1,7 @@
 """Bad and hard inputs of all kinds through the real tools: pytest -m slow tests/hostile."""
 
 import importlib
+from collections import Counter
 
 import cases_config
 import cases_data
@@ -8,9 +9,10 @@ import cases_files
 import cases_valid
 import pytest
 from case import Case
-from play import play
+from play import UNCLEAR, play
 
 pytest_plugins = ('worlds',)
+WENT = Counter()
 CASES = [*cases_config.CASES, *cases_data.CASES, *cases_files.CASES, *cases_valid.CASES]
 
 
@@ -29,4 +31,14 @@ def test_it_goes_as_it_should(case: Case, master, tmp_path, record_property):
     (folder := tmp_path / 'world').mkdir()
     outcome, why = play(case, master, folder)
     record_property('hostile', (case.kind, outcome))
+    WENT[outcome] += 1
+    if outcome == UNCLEAR:
+        pytest.xfail(why)  # one in twenty may be, see the last test
     assert outcome == case.expected, f'{outcome}: {why}'
+
+
+@pytest.mark.slow
+def test_few_refusals_are_late_or_unclear():
+    if WENT.total() < 100:
+        pytest.skip('too few were played in this process')
+    assert WENT[UNCLEAR] < 0.05 * WENT.total(), WENT

@@ -61,8 +61,6 @@ SURPLUS = [
     for world, option in (
         ('seg', 'model.decode_head.num_classes=4'),
         ('seg', 'model.auxiliary_head.num_classes=4'),
-        ('cls', 'model.head.num_classes=4'),
-        ('video', 'model.cls_head.num_classes=5'),
     )
 ]
 SETTINGS = [
@@ -71,6 +69,8 @@ SETTINGS = [
     setting('cls', 'model.head.topk=[1,50]'),
     setting('cls', 'model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.backbone.adapter.routing=clip'),
     setting('cls', 'train_cfg.val_begin=-1'),
+    setting('cls', 'model.head.num_classes=4'),  # a list of labels does not say how many classes there are
+    setting('video', 'model.cls_head.num_classes=5'),
     setting('video', 'train_dataloader.dataset.pipeline.1.clip_len=99'),
     *(works('valid', f'train {world} --method vpt_deep --method-options length=0') for world in ('seg', 'cls')),
     setting('seg', 'train_dataloader.batch_size=3'),

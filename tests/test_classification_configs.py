@@ -95,7 +95,8 @@ def test_unknown_vtab_task_is_refused_with_the_known_ones(monkeypatch, capsys):
     monkeypatch.setenv('VTAB_TASK', 'foo')
     with pytest.raises(SystemExit), preflight.clean_exit():
         load('dyt/vitb_vtab1k')
-    assert capsys.readouterr().err == f"error: VTAB_TASK must be one of {list(TASKS)}, got 'foo'.\n"
+    said = f"error: VTAB_TASK must be one of {list(TASKS)}, got 'foo'. MMDYT_TRACEBACK=1 shows where it arose.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_vtab_root(monkeypatch):

@@ -58,6 +58,8 @@ def _removing_last(save):
 
     @wraps(save)
     def saved(self, *args, **kwargs):
+        if not hasattr(self, 'file_backend'):  # before training, which makes it: nothing is to be removed
+            return save(self, *args, **kwargs)
         backend, later = self.file_backend, []
         self.file_backend = SimpleNamespace(
             join_path=backend.join_path,

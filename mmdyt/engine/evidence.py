@@ -93,10 +93,10 @@ class EvidenceHook(Hook):
     3. At the target rate the rest of training runs as inference does.
 
     One threshold holds for all branches: the quantile of the logits of the last training batch, that of all processes
-    together. Nothing is drawn at
-    random, and no loss asks for the rate: the model wants ``rate_weight=0``, its dispatchers ``noise=False``, and
-    ``fitted=True``, which leaves the gates as they are. Masks have the straight-through gradient of their
-    scores, which reaches the adapters of the layers below. Everything that a resumed run needs is in the checkpoint.
+    together. Nothing is drawn at random, and no loss asks for the rate: the model wants ``rate_weight=0``, its
+    dispatchers ``noise=False``, and ``fitted=True``, which leaves the gates as they are. Masks have the
+    straight-through gradient of their scores, which reaches the adapters of the layers below. Everything that a
+    resumed run needs is in the checkpoint.
     A :class:`~mmdyt.engine.calibration.CalibrationHook` belongs behind this one.  # differs from paper: opt-in.
 
     Args:
@@ -184,7 +184,10 @@ class EvidenceHook(Hook):
         self._open.close()
         progress = (runner.iter + 1) / runner.max_iters  # of the next step
         rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, None))
-        set_threshold(token_dispatchers(host), threshold_for(of_all_ranks(torch.cat(logits)), rate))
+        threshold = torch.tensor(
+            threshold_for(of_all_ranks(torch.cat(logits)), rate)
+        )  # as exact as a checkpoint has it
+        set_threshold(token_dispatchers(host), threshold.item())
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
     def _first(self, runner) -> int:

@@ -144,7 +144,8 @@ def _hint(message: str) -> str:
     """Names that look like an argument which a class refuses; nothing, if that is not what is wrong."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'$", message)
     kinds = [r.module_dict[found[1]] for r in _all_registries() if found[1] in r.module_dict] if found else []
-    return f'.{near(found[2], list(signature(kinds[0]).parameters))}' if kinds else ''
+    known = {name for kind in kinds for name in signature(kind).parameters}  # hosts have classes of the same name
+    return f'.{near(found[2], sorted(known))}' if kinds else ''
 
 
 def _all_registries() -> list[Registry]:

@@ -188,6 +188,7 @@ RUN = options(
     visualizer.nam=visualizer | nam
     log_processor.window_size=0
     log_processor.windw_size=1 | windw_size
+    my_own_note=words
     log_level=LOUD
     randomness.seed=one
     randomness.sed=1 | sed

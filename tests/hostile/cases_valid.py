@@ -115,7 +115,6 @@ SETTINGS = [
     setting('seg', 'train_cfg.val_interval=100'),
     setting('seg', 'train_cfg.max_iters=1'),
     setting('seg', 'load_from={run}/last.pth'),
-    setting('seg', 'my_own_note=words'),
     setting('seg', 'model.auxiliary_head=None', tool='test'),
     setting('seg', 'test_dataloader.batch_size=1', tool='test', before=' --tta'),
     setting('seg', 'test_dataloader.num_workers=1', tool='test', before=' --complete'),
@@ -153,6 +152,11 @@ SETTINGS = [
     works('valid', 'benchmark_training cls --methods adapter lora --rounds 1'),
 ]
 
+# what the leaf says of the data, over what the base says
+WHOLE = """
+whole = dict(_base_.train_dataloader.dataset, **train_dataloader['dataset'])
+train_dataloader['dataset'] = dict(_delete_=True, type='{}', {})
+"""
 SAME = "train_dataloader['dataset']"
 CONFIGS = [
     text('Mixup', 'cls', "model['train_cfg'] = dict(augments=[dict(type='Mixup', alpha=0.8)])"),
@@ -165,19 +169,16 @@ model['train_cfg'] = dict(augments=mixes, probs=[0.3, 0.7])
 """,
     ),
     *(
-        text(f'{kind} of the data', world, f"{SAME} = dict(type='{kind}', dataset={SAME}{more})")
+        text(f'{kind} of the data', world, WHOLE.format(kind, f'dataset=whole, {more}'))
         for world, kind, more in (
-            ('cls', 'RepeatDataset', ', times=2'),
-            ('cls', 'ClassBalancedDataset', ', oversample_thr=0.5'),
-            ('cls', 'KFoldDataset', ', fold=0, num_splits=3'),
-            ('seg', 'RepeatDataset', ', times=2'),
-            ('video', 'RepeatDataset', ', times=2'),
+            ('cls', 'RepeatDataset', 'times=2'),
+            ('cls', 'ClassBalancedDataset', 'oversample_thr=0.5'),
+            ('cls', 'KFoldDataset', 'fold=0, num_splits=3'),
+            ('seg', 'RepeatDataset', 'times=2'),
+            ('video', 'RepeatDataset', 'times=2'),
         )
     ),
-    *(
-        text('joined data', world, f"{SAME} = dict(type='ConcatDataset', datasets=[{SAME}, {SAME}])")
-        for world in ('cls', 'seg')
-    ),
+    *(text('joined data', world, WHOLE.format('ConcatDataset', 'datasets=[whole, whole]')) for world in ('cls', 'seg')),
     text('some of the data', 'seg', f"{SAME}['indices'] = 4"),
     text(
         'two evaluators',

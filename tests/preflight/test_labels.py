@@ -446,7 +446,6 @@ def test_an_image_that_exif_turns_is_worth_a_word(tmp_path, orientation, monkeyp
         (segmentor(2, out_channels=1), [('model.decode_head', 2)]),
         (segmentor(1), [('model.decode_head', 2)]),
         (dict(head=dict(type='MultiTaskHead', task_heads=dict(a=dict(num_classes=3)))), []),
-        (dict(head=None, decode_head=dict(num_classes=True)), []),
     ],
 )
 def test_heads_are_found_with_their_room(model, found):
@@ -484,12 +483,23 @@ def test_training_refuses_a_missing_class_folder_and_writes_nothing(
 
 @pytest.mark.parametrize('split', ['train', 'val'])
 def test_a_bad_image_that_was_not_looked_at_stops_the_run_with_its_name(
-    run_tool, tiny_cls_config, tmp_path, three_folders, split
+    run_tool, tiny_cls_config, tmp_path, three_folders, split, capsys
 ):
     (bad := tmp_path / split / 'dog' / '7.png').write_bytes(IMAGE[:60])
     workers = [f'{split}_dataloader.{option}' for option in ('num_workers=1', 'persistent_workers=True')]
-    with pytest.raises(ValueError, match=f'img_path must name a sound image, got {bad}: it is cut short'):
+    with pytest.raises(SystemExit, match='1'):
         run_tool('train', tiny_cls_config, '--work-dir', tmp_path / 'run', '--cfg-options', *three_folders, *workers)
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .startswith(f'error: img_path must name a sound image, got {bad}: it is cut short')
+    )
+
+
+@pytest.mark.parametrize('number', [True, '3', 3.5])
+def test_a_number_of_classes_is_a_whole_number(number):
+    with pytest.raises(ValueError, match=f'model.decode_head.num_classes must be a positive integer, got {number!r}'):
+        model_heads(Config(dict(decode_head=dict(num_classes=number))))
 
 
 def test_little_time_is_spent_on_large_images(tmp_path, monkeypatch):

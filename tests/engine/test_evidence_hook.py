@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -275,7 +276,8 @@ def test_bad_arguments_are_refused(arguments, message):
         ),
     ],
 )
-def test_models_that_do_not_suit_are_refused_before_training(staged, run_tool, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        run_tool('train', staged[1], '--work-dir', tmp_path, '--cfg-options', *options)
-    assert not list(tmp_path.glob('*.pth'))
+def test_models_that_do_not_suit_are_refused_before_training(staged, run_tool, tmp_path, capsys, options, message):
+    with pytest.raises(SystemExit, match='2'):
+        run_tool('train', staged[1], '--work-dir', tmp_path / 'run', '--cfg-options', *options)
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / 'run').exists()

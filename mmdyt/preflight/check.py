@@ -60,7 +60,8 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
     # heads and backbones have types of their own in a model: whether all are known, only building it tells
     check_types({key: value for key, value in used.items() if key not in ('model', 'tta_model')}, scope)
     check_arguments(used, scope)
-    check_labels(cfg, loops)
+    with untouched():
+        check_labels(cfg, loops)
     pretrained = list(pretrained_cfgs(cfg.model, 'model')) if train else []
     for where, init_cfg in pretrained:
         check_exists(f'{where}.checkpoint', init_cfg.get('checkpoint'))

@@ -57,13 +57,14 @@ def whole_path(path: str | Path, sync: bool = True) -> Iterator[Path]:
             _to_disk(part)
         os.replace(part, target)
     except OSError as error:
-        if error.filename not in (None, str(part), str(target), str(path)):
-            raise  # of another file
+        if error.errno is None or error.filename not in (None, str(part), str(target), str(path)):
+            raise  # of another file, or of none
         named = type(error)(f'{NOT_WRITABLE}, got {path}: {error.strerror or error}.')
         named.errno = error.errno
         raise named from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong is said already
+            part.unlink()
 
 
 @contextmanager

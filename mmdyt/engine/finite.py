@@ -171,9 +171,11 @@ def watched(runner) -> Iterator[None]:
         other = isinstance(error, OSError) and not str(error).startswith(NOT_WRITABLE)
         if other or os.environ.get('MMDYT_TRACEBACK'):
             raise
-        if os.environ.get('LOCAL_RANK', '0') == '0':  # a worker's error holds its traceback, and last what it says
+        alike = isinstance(error, NotFiniteError)  # in all processes; a bad file is met by one of them
+        if not alike or os.environ.get('LOCAL_RANK', '0') == '0':
+            # of a worker the error holds its traceback, and last what it says
             print(f'error: {str(error).strip().rpartition("BadFileError: ")[2]}', file=sys.stderr)
-        sys.exit(EXIT_CODE if isinstance(error, NotFiniteError) else 1)
+        sys.exit(EXIT_CODE if alike else 1)
 
 
 def sample_name(sample, batch_idx: int, index: int) -> str:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from mmdyt.core.options import is_integer, is_number
 
 from .datasets import fetches_itself, nested
-from .dry_run import check_metrics, run_evaluation, run_training, run_update
+from .dry_run import HOSTS, check_metrics, run_evaluation, run_training, run_update
 from .keys import check_paramwise
 from .loops import check_ends, check_lengths, check_not_empty
 from .names import near
@@ -170,12 +170,14 @@ class Rehearsal(Runner):
         for name, hook in (default_hooks or {}).items():
             if hook is not None:
                 with part(f'default_hooks.{name}'):
+                    before = list(self.hooks)
                     self.register_hook(hook)
-                    _check_hook(self.hooks)
+                    _check_hooks([hook for hook in self.hooks if hook not in before])
         for i, hook in enumerate(custom_hooks or []):
             with part(f'custom_hooks[{i}]'):
+                before = list(self.hooks)
                 self.register_hook(hook)
-                _check_hook(self.hooks)
+                _check_hooks([hook for hook in self.hooks if hook not in before])
 
     def _log_env(self, env_cfg: dict) -> None:
         """Log nothing."""
@@ -283,9 +285,9 @@ def _check_begin(schedulers) -> None:
             raise ValueError('start_factor must be above 0, got 0: what begins at 0 stays there.')
 
 
-def _check_hook(hooks: list) -> None:
-    """Refuse what a hook's constructor takes and its work does not."""
-    for hook in hooks:
+def _check_hooks(hooks: list) -> None:
+    """Refuse what the constructor of a host's hook takes and its work does not."""
+    for hook in [hook for hook in hooks if type(hook).__module__.partition('.')[0] in HOSTS]:
         interval = getattr(hook, 'interval', 1)
         if isinstance(interval, str):
             raise ValueError(f'interval must be a number, got {interval!r}.')

@@ -193,9 +193,9 @@ def _check_values(seen: list[tuple[str, np.ndarray]], number: int, where: str, l
 
 
 def _check_second(seen: list[tuple[str, np.ndarray]], where: str) -> None:
-    """Refuse black and white masks for two classes: white would be ignored, and nothing but black learnt."""
+    """Warn of black and white masks for two classes: white is ignored, and nothing but black learnt."""
     if set().union(*(labels.tolist() for _, labels in seen)) == {0, 255}:
-        raise ValueError(
-            f'{where} must have masks with labels 0 and 1, got 0 and 255, which is ignored, in all {len(seen)} masks '
-            f'looked at, first {seen[0][0]}.'
+        warn(
+            f'{where}: all {len(seen)} masks looked at have labels 0 and 255, which is ignored, and none has 1, first '
+            f'{seen[0][0]}.'
         )

@@ -329,7 +329,6 @@ GOOD, COLOURS = mask(0, 1, 2, 255), np.zeros((8, 12, 3), np.uint8)
         ([GOOD, mask(1, 2, 3, 4)], REDUCED, segmentor(), r'got \[3\]'),
         ([mask(3)], dict(classes=None), segmentor(), r'labels in \[0, 3\)'),
         ([mask(3)], {}, segmentor(5), r'labels in \[0, 3\)'),
-        ([mask(0, 255)] * 3, BINARY, segmentor(2), 'labels 0 and 1, got 0 and 255'),
         ([mask(0, 300, dtype=np.uint16)], {}, segmentor(), 'labels of at most 255, got 300 in .*00.png'),
         ([GOOD, COLOURS], {}, segmentor(), 'a mask of one channel, got 3 in .*01.png'),
         ([GOOD, np.zeros((8, 9), np.uint8)], {}, segmentor(), 'its image, 12 x 8 in .*got 9 x 8 in .*01.png'),
@@ -494,6 +493,11 @@ def test_a_bad_image_that_was_not_looked_at_stops_the_run_with_its_name(
         .err.splitlines()[-1]
         .startswith(f'error: img_path must name a sound image, got {bad}: it is cut short')
     )
+
+
+def test_black_and_white_masks_are_told(tmp_path, capsys):
+    check('mmseg', segmentor(2), ('train',), train=scenes(tmp_path, 'train', [mask(0, 255)] * 3, **BINARY))
+    assert 'masks looked at have labels 0 and 255, which is ignored' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('number', [True, '3', 3.5])

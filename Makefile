@@ -1,5 +1,5 @@
 # make demo    draw a small data set, adapt a frozen ViT to it and show what is skipped
-# make test    run the tests; PYTEST_ARGS='-m slow', say, chooses others, WORKERS=8 runs 8 at a time
+# make test    run the tests, two at a time; PYTEST_ARGS='-m slow', say, chooses others, WORKERS=8 runs 8 at a time
 # make test-core  run the tests of core and parts in an environment that has torch and pytest and nothing else
 # make lint    check the code's style
 # make clean   remove the virtual environment and all caches
@@ -8,7 +8,7 @@
 # another interpreter, PIP_ARGS='--extra-index-url https://download.pytorch.org/whl/cpu' a torch without CUDA.
 
 PYTHON ?= python3
-WORKERS ?= 0
+WORKERS ?= 2
 VENV_PYTHON := .venv/bin/python
 STAMP := .venv/.installed
 CORE_STAMP := .venv-core/.installed

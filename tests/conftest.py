@@ -311,14 +311,3 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.section('hostile inputs')
     for line in lines:
         terminalreporter.line('  '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-# Behind some of these decord may never open a clip again in the same process; why is not known.
-LAST = ('preflight/test_build', 'preflight/test_valid_hosts', 'preflight/test_resume', 'preflight/test_labels',
-        'engine/test_finite_hook', 'engine/test_own_images', 'engine/test_exact_resume', 'test_files', 'test_compat_',
-        'tools/test_not_finite_runs')  # fmt: skip
-
-
-def pytest_collection_modifyitems(items: list) -> None:
-    """Run these tests at the end."""
-    items.sort(key=lambda item: any(name in item.nodeid for name in LAST))

@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
-from . import loading, saving
+from . import loading, locks, saving
 
 
 def install() -> None:
@@ -32,6 +32,7 @@ def install() -> None:
     loading.install()
     if find_spec('mmengine') is not None:
         saving.install()
+        locks.install()
 
 
 # mmcv-lite: mmcv.ops without its compiled part

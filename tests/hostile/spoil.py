@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 import torch
 
+from mmdyt import compat
+
 
 def named(name: str, change: Callable[[Path], None]) -> Callable[[Path], None]:
     """A change with a name for the report."""
@@ -91,7 +93,8 @@ def checkpoint(name: str, change: Callable[[dict], object], file: str = 'run/las
 
     def apply(here: Path) -> None:
         path = here / file
-        found = torch.load(path, weights_only=False)
+        compat.install()  # torch's safety knows what mmengine keeps in a checkpoint
+        found = torch.load(path, weights_only=True)
         result = change(found)
         torch.save(found if result is None else result, path)
 

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_ARCH
+from conftest import ROOT
+from tiny_configs import TINY_ARCH, TINY_VTAB_CONFIG, draw_vtab_task
 
 FOLDERS = """
 _base_ = ['./lists.py']
@@ -13,21 +14,6 @@ folder = dict(ann_file='')
 train_dataloader = dict(dataset=dict(data_prefix='train', **folder))
 val_dataloader = dict(dataset=dict(data_prefix='val', **folder))
 test_dataloader = val_dataloader
-"""
-VTAB = """
-_base_ = [
-    '{root}/configs/_base_/models/dyt_vitb_cls.py',
-    '{root}/configs/_base_/datasets/vtab1k.py',
-    '{root}/configs/_base_/schedules/adamw_vtab1k.py',
-    '{root}/configs/_base_/runtime/mmpretrain.py',
-]
-model = dict(
-    backbone=dict(
-        arch=dict(_delete_=True, **{arch}), adapter=dict(bottleneck=4), init_cfg=dict(checkpoint='{pretrained}')),
-    head=dict(num_classes=_base_.num_classes, in_channels=32))
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-train_cfg = dict(max_epochs=1, val_interval=1)
 """
 
 
@@ -56,21 +42,13 @@ def _class_folders(master: Path) -> None:
     (here / 'config.py').write_text(FOLDERS)
 
 
-def _vtab(master: Path, root: Path, arch: dict) -> None:
+def _vtab(master: Path) -> None:
     """Two tasks of 6 training and 4 test images."""
-    import cv2
-    import numpy as np
-
-    here, rng = master / 'vtab', np.random.default_rng(0)
+    here = master / 'vtab'
     for task, classes in (('cifar', 100), ('svhn', 10)):
-        folder = here / 'root' / task
-        (folder / 'images').mkdir(parents=True)
-        for i in range(10):
-            cv2.imwrite(str(folder / f'images/{i}.png'), rng.integers(0, 255, (20, 24, 3)).astype(np.uint8))
-        lines = [f'images/{i}.png {i % classes}' for i in range(10)]
-        for name, part in dict(train800=lines[:4], val200=lines[4:6], train800val200=lines[:6], test=lines[6:]).items():
-            (folder / f'{name}.txt').write_text('\n'.join(part) + '\n')
-    (here / 'config.py').write_text(VTAB.format(root=root, arch=arch, pretrained=master / 'pretrained.pth'))
+        draw_vtab_task(here / 'root' / task, classes)
+    text = TINY_VTAB_CONFIG.format(root=ROOT, arch=dict(TINY_ARCH), pretrained=master / 'pretrained.pth')
+    (here / 'config.py').write_text(text)
 
 
 @pytest.fixture(scope='session')
@@ -82,7 +60,7 @@ def master(tmp_path_factory, ade_root, pretrained, tiny_config, tiny_cls_config,
     _adopt(folder, 'cls', tiny_cls_config, pretrained, tiny_cls_config.parent)
     _adopt(folder, 'video', tiny_video_config, pretrained, tiny_video_config.parent)
     _class_folders(folder)
-    _vtab(folder, ROOT, dict(TINY_ARCH))
+    _vtab(folder)
     for name in ('seg', 'cls', 'video', 'folders'):
         run = folder / name / 'run'
         run_tool('train', folder / name / 'config.py', '--work-dir', run)

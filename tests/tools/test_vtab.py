@@ -12,22 +12,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, TINY_ARCH, load_tool
 from mmengine.config import Config
-
-CONFIG = """
-_base_ = [
-    '{root}/configs/_base_/models/dyt_vitb_cls.py',
-    '{root}/configs/_base_/datasets/vtab1k.py',
-    '{root}/configs/_base_/schedules/adamw_vtab1k.py',
-    '{root}/configs/_base_/runtime/mmpretrain.py',
-]
-model = dict(
-    backbone=dict(
-        arch=dict(_delete_=True, **{arch}), adapter=dict(bottleneck=4), init_cfg=dict(checkpoint='{pretrained}')),
-    head=dict(num_classes=_base_.num_classes, in_channels=32))
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False)
-val_dataloader = dict(num_workers=0, persistent_workers=False)
-train_cfg = dict(max_epochs=2, val_interval=1)
-"""
+from tiny_configs import TINY_VTAB_CONFIG, draw_vtab_task
 
 
 @pytest.fixture(autouse=True)
@@ -37,30 +22,14 @@ def environment(monkeypatch):
     monkeypatch.setenv('VTAB_ROOT', '/no')
 
 
-def draw_task(folder: Path, classes: int) -> None:
-    """Lists of VTAB-1K's names, 4 + 2 images to train on and 4 to test on."""
-    import cv2
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    (folder / 'images').mkdir(parents=True)
-    lines = []
-    for i in range(10):
-        cv2.imwrite(str(folder / f'images/{i}.png'), rng.integers(0, 255, (20, 24, 3)).astype(np.uint8))
-        lines.append(f'images/{i}.png {i % classes}')
-    lists = dict(train800=lines[:4], val200=lines[4:6], train800val200=lines[:6], test=lines[6:])
-    for name, part in lists.items():
-        (folder / f'{name}.txt').write_text('\n'.join(part) + '\n')
-
-
 @pytest.fixture(scope='module')
 def world(tmp_path_factory, pretrained) -> SimpleNamespace:
     """A tiny config, and a root with two tasks and a third whose test list is missing."""
     folder = tmp_path_factory.mktemp('vtab')
     config, root = folder / 'tiny.py', folder / 'vtab-1k'
-    config.write_text(CONFIG.format(root=ROOT, arch=TINY_ARCH, pretrained=pretrained))
+    config.write_text(TINY_VTAB_CONFIG.format(root=ROOT, arch=TINY_ARCH, pretrained=pretrained))
     for task, classes in dict(cifar=100, dtd=47, kitti=4).items():
-        draw_task(root / task, classes)
+        draw_vtab_task(root / task, classes)
     (root / 'dtd' / 'test.txt').unlink()
     return SimpleNamespace(config=config, root=root)
 

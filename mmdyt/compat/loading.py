@@ -184,10 +184,15 @@ def _check_channels(results: dict) -> None:
     """
     mask, image = results.get('gt_seg_map'), results.get('img')
     if getattr(mask, 'ndim', 2) == 3 and mask.shape[-1] <= 4 and getattr(image, 'ndim', 4) <= 3:
-        raise BadFileError(
-            f'seg_map_path must name a mask of one channel, got {mask.shape[-1]} in {results.get("seg_map_path")}. '
-            'Save the index of the class at every pixel, as a grey image or one with a palette.'
-        )
+        raise many_channels(results.get('seg_map_path'), mask)
+
+
+def many_channels(path: str | None, mask) -> BadFileError:
+    """What is wrong with a mask of several channels."""
+    return BadFileError(
+        f'seg_map_path must name a mask of one channel, got {mask.shape[-1]} in {path}. '
+        'Save the index of the class at every pixel, as a grey image or one with a palette.'
+    )
 
 
 def _is_stock(transform) -> bool:

@@ -11,6 +11,8 @@ from mmengine.config import ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.registry import TRANSFORMS
 
+from mmdyt.compat.loading import exif_orientation, many_channels
+
 from .datasets import IMAGES, is_remote, kind_of, list_reader, unread
 from .lists import class_folders, image_lines
 from .refusals import warn
@@ -19,7 +21,6 @@ LOOK = 16  # samples, evenly spread
 SECONDS = 3.0  # for one data set: of large images fewer are looked at
 MASKS = 'mmseg.datasets.basesegdataset'
 HOSTS = ('mmcv', 'mmpretrain', 'mmseg', 'mmdyt', 'functools')  # torchvision's transforms are partial functions
-EXIF_ORIENTATION = 0x0112
 WIDE = {'I', 'F'}  # Pillow's modes of more than 8 bits begin so
 
 
@@ -155,10 +156,7 @@ def _check_form(path: str, mask: np.ndarray) -> None:
     from PIL import Image
 
     if mask.ndim != 2:
-        raise ValueError(
-            f'seg_map_path must name a mask of one channel, got {mask.shape[-1]} in {path}. '
-            'Save the index of the class at every pixel, as a grey image or one with a palette.'
-        )
+        raise many_channels(path, mask)
     with Image.open(path) as image:
         if image.mode[:1] in WIDE and (largest := np.asarray(image).max()) > 255:
             raise ValueError(f'seg_map_path must name a mask with labels of at most 255, got {largest} in {path}.')
@@ -166,10 +164,7 @@ def _check_form(path: str, mask: np.ndarray) -> None:
 
 def _warn_turned(path: str, mask: np.ndarray, step, where: str) -> bool:
     """Say that an image is turned when it is loaded, where the size of its mask cannot tell whether it is, too."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    orientation = exif_orientation(path)
     square = mask.shape[0] == mask.shape[1]
     if step.color_type not in ('color', 'grayscale') or not (orientation in (2, 3, 4) or orientation > 4 and square):
         return False

@@ -21,6 +21,7 @@ from mmdyt.core.fit.calibrate import Calibrated, Forwards, calibrate, check_per_
 from mmdyt.core.fit.request import CalibrationRequest
 from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import eval_mode
+from mmdyt.engine.finite import UnfinishedError
 from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS
@@ -217,7 +218,7 @@ class CalibrationHook(Hook):
         """End with an error where there is no calibration, once everything is saved."""
         failure, self._failure = self._failure, ''
         if failure:
-            raise RuntimeError(
+            raise UnfinishedError(
                 f'calibration must succeed, got {failure}. The checkpoint is whole, but not calibrated: do it with '
                 'tools/calibrate.py.'
             )

@@ -29,6 +29,10 @@ class NotFiniteError(FloatingPointError):
     """A loss, a weight or a prediction is not a number."""
 
 
+class UnfinishedError(RuntimeError):
+    """A run ends without something that it was asked for, such as a calibration; all else is done and saved."""
+
+
 @HOOKS.register_module()
 class FiniteHook(Hook):
     """Stop training in the iteration whose loss is not finite, and name the last good checkpoint.
@@ -161,21 +165,22 @@ class FiniteHook(Hook):
 def watched(runner) -> Iterator[None]:
     """Run with a :class:`FiniteHook`, be there one in the config or not; end with one message and exit code 3.
 
-    A file that cannot be read or written ends the run with one message, too, and exit code 1.
+    A file that cannot be read or written, and a calibration that failed, end the run with one message, too, and exit
+    code 1.
     """
     if not any(isinstance(hook, FiniteHook) for hook in runner.hooks):
         runner.register_hook(FiniteHook())
     try:
         yield
-    except (NotFiniteError, BadFileError, OSError) as error:
+    except (NotFiniteError, UnfinishedError, BadFileError, OSError) as error:
         other = isinstance(error, OSError) and not str(error).startswith(NOT_WRITABLE)
         if other or os.environ.get('MMDYT_TRACEBACK'):
             raise
-        alike = isinstance(error, NotFiniteError)  # in all processes; a bad file is met by one of them
+        alike = isinstance(error, NotFiniteError | UnfinishedError)  # in all processes; a bad file is met by one
         if not alike or os.environ.get('LOCAL_RANK', '0') == '0':
             # of a worker the error holds its traceback, and last what it says
             print(f'error: {str(error).strip().rpartition("BadFileError: ")[2]}', file=sys.stderr)
-        sys.exit(EXIT_CODE if alike else 1)
+        sys.exit(EXIT_CODE if isinstance(error, NotFiniteError) else 1)
 
 
 def sample_name(sample, batch_idx: int, index: int) -> str:

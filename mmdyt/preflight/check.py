@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 
 import torch
 import torch.nn as nn
@@ -50,6 +52,8 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
     with part('custom_imports', 'be imported'):
         import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     scope = cfg.get('default_scope', 'mmengine')
+    with suppress(ImportError):
+        import_module(f'{scope}.registry')  # where nothing has imported the host yet
     if scope not in (known := ['mmengine', *MODELS.children]):
         raise ValueError(f'default_scope must be one of {known}, got {scope!r}.')
     init_default_scope(scope)

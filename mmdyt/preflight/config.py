@@ -17,6 +17,8 @@ from .refusals import part
 from .resume import latest_checkpoint
 from .work_dir import check_folder
 
+LOCAL_RANKS = dict(slurm='SLURM_LOCALID', mpi='OMPI_COMM_WORLD_LOCAL_RANK')
+
 
 class KeyValues(DictAction):
     """Options ``key=value``; mmengine's own action stumbles over one without a value."""
@@ -45,7 +47,8 @@ def load_config(args: Namespace) -> Config:
     if not path.is_file():
         known = [str(p) for p in Path('configs').rglob('*.py')]
         raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    launched = os.environ.get(LOCAL_RANKS.get(args.launcher, ''), args.local_rank)  # mmengine sets it too late
+    os.environ.setdefault('LOCAL_RANK', str(launched))
     with part(f'config {path}', 'be read'):
         cfg = Config.fromfile(path, import_custom_modules=False)
     method, name = getattr(args, 'method', None), path.stem

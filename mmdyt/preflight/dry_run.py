@@ -1,6 +1,7 @@
 """Does the model train on one sample, predict another, and do metrics, hooks and optimizer take what it gives?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from mmengine.hooks import CheckpointHook
@@ -13,11 +14,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 from .names import near
-from .refusals import part
+from .refusals import Refusal, part
 
 STEPS = EpochBasedTrainLoop.run_iter, IterBasedTrainLoop.run_iter, ValLoop.run_iter, TestLoop.run_iter
 HOSTS = ('mmengine', 'mmpretrain', 'mmseg', 'mmaction', 'mmdyt')
 HOOK_METRICS = ('activation_rate', 'gmacs', 'views', 'random_masks/')  # that hooks of this package add to a metric's
+
+
+@contextmanager
+def _tried(where: str, rule: str) -> Iterator[None]:
+    """As :func:`part`, and says how to start all the same: a hook of the user's own may make good what is missing."""
+    try:
+        with part(where, rule):
+            yield
+    except Refusal as error:
+        raise Refusal(f'{error} To start without this trial: --no-dry-run.') from error
 
 
 def run_training(runner: Runner) -> None:
@@ -29,7 +40,7 @@ def run_training(runner: Runner) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()  # one sample has no variance
-    with part('model', 'have a loss for a sample of train_dataloader'), runner.optim_wrapper.optim_context(model):
+    with _tried('model', 'have a loss for a sample of train_dataloader'), runner.optim_wrapper.optim_context(model):
         model.parse_losses(model._run_forward(model.data_preprocessor(batch, True), mode='loss'))
 
 
@@ -43,14 +54,14 @@ def run_evaluation(runner: Runner, loop: str) -> dict | None:
         return None
     batch = _one(found.dataloader, f'{loop}_dataloader')
     runner.model.eval()
-    with part('model', f'predict a sample of {loop}_dataloader'), torch.no_grad(), autocast(enabled=found.fp16):
+    with _tried('model', f'predict a sample of {loop}_dataloader'), torch.no_grad(), autocast(enabled=found.fp16):
         outputs = getattr(runner.model, f'{loop}_step')(batch)
     last = outputs[-1] if outputs else None
     if isinstance(last, BaseDataElement) and last.keys() == ['loss']:  # of a model that has a loss there, too
         outputs = outputs[:-1]
     if any(type(metric).__module__.split('.')[0] not in HOSTS for metric in found.evaluator.metrics):
         return None
-    with part(f'{loop}_evaluator', f'judge a prediction for {loop}_dataloader'), torch.no_grad():
+    with _tried(f'{loop}_evaluator', f'judge a prediction for {loop}_dataloader'), torch.no_grad():
         found.evaluator.process(data_samples=outputs, data_batch=batch)
         return found.evaluator.evaluate(1)
 
@@ -83,7 +94,7 @@ def run_update(runner: Runner) -> None:
     with part('model'):
         if not parameters:
             raise ValueError('requires_grad must be left on for some parameter, got none that is trained.')
-    with part('optim_wrapper', 'take a step'):
+    with _tried('optim_wrapper', 'take a step'):
         runner.optim_wrapper.update_params(sum(p.sum() * 0 for p in parameters))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from .names import name_of
 from .refusals import warn
 
 # what a run goes on with is in the checkpoint's own state, which replaces the config's, or is the config's
@@ -64,7 +65,7 @@ def missing_state(checkpoint: dict, cfg: Config | None) -> list[str]:
     if cfg is not None and cfg.get('param_scheduler'):
         needed.append('param_schedulers')
     hooks = (cfg.get('custom_hooks') or []) if cfg is not None else []
-    if any(isinstance(hook, dict) and str(hook.get('type')).endswith('RNGStateHook') for hook in hooks):
+    if any(isinstance(hook, dict) and name_of(hook.get('type')).endswith('RNGStateHook') for hook in hooks):
         needed.append('rng_state')
     missing = [part for part in ('meta', 'message_hub', 'optimizer') if part not in checkpoint]
     return missing or [part for part in needed if part not in checkpoint]

@@ -159,11 +159,19 @@ train_dataloader['dataset'] = dict(_delete_=True, type='{}', {})
 """
 SAME = "train_dataloader['dataset']"
 CONFIGS = [
-    text('Mixup', 'cls', "model['train_cfg'] = dict(augments=[dict(type='Mixup', alpha=0.8)])"),
+    text(
+        'Mixup',
+        'cls',
+        """
+model['data_preprocessor'] = dict(num_classes=3)
+model['train_cfg'] = dict(augments=[dict(type='Mixup', alpha=0.8)])
+""",
+    ),
     text(
         'CutMix and Mixup',
         'cls',
         """
+model['data_preprocessor'] = dict(num_classes=3)
 mixes = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
 model['train_cfg'] = dict(augments=mixes, probs=[0.3, 0.7])
 """,

@@ -91,16 +91,17 @@ class PlainLayer(Block):
         dim: int = 16,
         hidden: int = 32,
         dispatch: str = 'mlp',
-        inference: str = 'packed',
+        inference: str = 'auto',
         training: str = 'masked',
         prefix: int = 1,
+        keys: str = 'active',
     ):
         super().__init__()
         self.num_heads, self.attn_drop = 2, 0.0
         self.ln1, self.qkv, self.proj = nn.LayerNorm(dim), nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.ln2, self.fc1, self.fc2 = nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         place = Place(dim, index=0, depth=1, prefix=prefix, patch_values=3 * 4 * 4)
-        self.open(place, dispatch, inference, dict.fromkeys(('attn', 'mlp', 'layer'), training))
+        self.open(place, dispatch, inference, dict.fromkeys(('attn', 'mlp', 'layer'), training), keys)
 
     def paths(self) -> dict[str, str]:
         attn = {'attn.norm': 'ln1', 'attn.qkv': 'qkv', 'attn.proj': 'proj'}

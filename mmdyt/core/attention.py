@@ -1,36 +1,62 @@
 """Attention among active tokens only, in the layout of the executor. B images, H heads, N tokens, D head width."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Layout(NamedTuple):
-    """Which tokens may attend to each other: what a branch that mixes tokens must know. MLPs ignore it.
+class Lengths:
+    """How many active tokens each image has. A GPU is waited for only when somebody asks.
+
+    Args:
+        mask: (B, N, 1), 0 or 1.
+    """
+
+    def __init__(self, mask: Tensor):
+        self._mask = mask
+        self._found: tuple[int, ...] | None = None
+
+    def __call__(self) -> tuple[int, ...]:
+        """One number for each image."""
+        check_tracing()
+        if self._found is None:
+            self._found = tuple(self._mask.detach().sum(dim=(1, 2)).int().tolist())
+        return self._found
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Which tokens may attend to each other: what a branch that mixes tokens must know. MLPs ask for the queries only.
 
     Attributes:
         keys: (B, N) bool, the tokens that may be attended to, for tokens laid out as (B, N, C); None is all.
-        lengths: Active tokens of each image, for tokens packed into one row (1, sum(lengths), C); None is not packed.
+        lengths: Active tokens of each image, for those packed into one row (1, sum(lengths), C); None where images have
+            equally many, or nothing is packed.
         read: Leading tokens of each image whose update is wanted, (B, read, C); None is all of them.
+        rows: The tokens among all B * N whose update is wanted, image by image, for tokens laid out as (B, N, C) which
+            may all be attended to; None is all. The update is laid out as (B, K, C), or packed where there are lengths.
     """
 
     keys: Tensor | None = None
-    lengths: tuple[int, ...] | None = None
+    lengths: Lengths | None = None
     read: int | None = None
+    rows: Tensor | None = None
 
     @property
-    def dense(self) -> bool:
-        """Whether every token attends to every token."""
-        return self.keys is None and self.lengths is None and self.read is None
+    def every_query(self) -> bool:
+        """Whether the update of every token is wanted."""
+        return self.read is None and self.rows is None
 
     def queries(self, x: Tensor) -> Tensor:
-        """The tokens of ``x`` whose update is wanted: (B, read, C), or all of ``x``."""
+        """The tokens of ``x`` whose update is wanted: (B, read, C), (B, K, C), packed (1, K, C), or all of ``x``."""
+        if self.rows is not None:
+            found = x.flatten(0, 1).index_select(0, self.rows)
+            return found.unflatten(0, (1 if self.lengths is not None else len(x), -1))
         if self.read is None or self.lengths is None:
             return x[:, : self.read]
-        check_tracing()
-        starts = torch.tensor((0, *self.lengths[:-1]), device=x.device).cumsum(0)
+        starts = torch.tensor((0, *self.lengths()[:-1]), device=x.device).cumsum(0)
         return x[0, starts[:, None] + torch.arange(self.read, device=x.device)]
 
 
@@ -45,8 +71,9 @@ def check_tracing() -> None:
     """
     if torch.jit.is_tracing() or exporting():
         raise RuntimeError(
-            "inference must be 'masked' to trace or export a model, got 'packed', which would keep the numbers of "
-            "active tokens of the example. Build the backbone with inference='masked'."
+            "inference must be 'fixed' or 'masked' to trace or export a model, got 'packed', which would keep the "
+            "numbers of active tokens of the example. 'fixed' needs a capacity: calibrate with per_image=True "
+            "(tools/calibrate.py --per-image). Or build the backbone with inference='masked'."
         )
 
 
@@ -60,7 +87,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: f
 
     Args:
         query: (B, H, N, D), or (1, H, K, D) packed; with ``layout.read`` (B, H, read, D).
-        key: (B, H, N, D), or (1, H, K, D) packed.
+        key: (B, H, N, D), or (1, H, K, D) packed together with the queries.
         value: As ``key``.
         layout: Who may attend to whom.
         dropout: Probability on the attention weights.
@@ -68,17 +95,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: f
     Returns:
         Shape of ``query``.
     """
-    if layout.lengths is not None:
-        check_tracing()
-    if layout.lengths is not None and layout.read is not None:
-        real = _real(layout.lengths, query.device)
+    if layout.lengths is None:
+        visible = None if layout.keys is None else _visible(layout.keys)
+        return dot_product_attention(query, key, value, visible, dropout_p=dropout)
+    lengths = layout.lengths()
+    if layout.rows is not None:
+        packed = _padded_to_all if query.is_cuda else _image_by_image_to_all
+        return packed(query, key, value, lengths, dropout)
+    if layout.read is not None:
+        real = _real(lengths, query.device)
         return dot_product_attention(query, _pad(key, real), _pad(value, real), _visible(real))
-    if layout.lengths is not None:
-        packed = _padded if query.is_cuda else _image_by_image  # a GPU wants one large kernel, a CPU the least work
-        return packed(query, key, value, layout.lengths)
-    if layout.keys is None:
-        return dot_product_attention(query, key, value, dropout_p=dropout)
-    return dot_product_attention(query, key, value, _visible(layout.keys), dropout_p=dropout)
+    packed = _padded if query.is_cuda else _image_by_image  # a GPU wants one large kernel, a CPU the least work
+    return packed(query, key, value, lengths)
 
 
 def dot_product_attention(
@@ -126,4 +154,19 @@ def _padded(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...])
     real = _real(lengths, query.device)
     q, k, v = (_pad(t, real) for t in (query, key, value))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=_visible(real))
+    return out.transpose(1, 2)[real].transpose(0, 1)[None]
+
+
+def _image_by_image_to_all(
+    query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], dropout: float
+) -> Tensor:
+    """Attention of packed queries (1, H, K, D) to all keys (B, H, N, D) of their image, one call per image."""
+    parts = zip(query.split(lengths, dim=2), key.split(1), value.split(1), strict=True)
+    return torch.cat([dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in parts], dim=2)
+
+
+def _padded_to_all(query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], dropout: float) -> Tensor:
+    """Attention of packed queries to all keys of their image, as one call on rows padded to the longest image."""
+    real = _real(lengths, query.device)
+    out = dot_product_attention(_pad(query, real), key, value, dropout_p=dropout)
     return out.transpose(1, 2)[real].transpose(0, 1)[None]

@@ -49,7 +49,9 @@ class Block(Rewritable, nn.Module):
     num_heads: int
     attn_drop: float
 
-    def open(self, place: Place, dispatch: str, inference: str, training: Mapping[str, str]) -> None:
+    def open(
+        self, place: Place, dispatch: str, inference: str, training: Mapping[str, str], keys: str = 'active'
+    ) -> None:
         """Make room for parts, once, after the library's own constructor.
 
         Args:
@@ -57,12 +59,19 @@ class Block(Rewritable, nn.Module):
             dispatch: One of :data:`DISPATCH`.
             inference: Executor of inference.
             training: Executor of training by site.
+            keys: Which tokens active ones attend to, ``'active'`` or ``'all'``, where attention is dispatched.
         """
         self.place = place
         self.dispatch = dispatch
         sites = ('layer',) if dispatch == 'layer' else ('attn', 'mlp')
-        branches = {site: DynamicBranch(inference=inference, training=training[site]) for site in sites}
-        self.dynamic = nn.ModuleDict(branches)
+        self.dynamic = nn.ModuleDict(
+            {
+                site: DynamicBranch(
+                    inference=inference, training=training[site], keys='active' if site == 'mlp' else keys
+                )
+                for site in sites
+            }
+        )
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -135,13 +144,12 @@ class Block(Rewritable, nn.Module):
     def attention(self, x: Tensor, layout: Layout) -> Tensor:
         """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows."""
         x = self.call('attn.norm', x)
-        wanted = layout.queries(x)
-        batch, tokens, width = wanted.shape
-        if layout.read is None or self.rewrites('attn.qkv'):  # which are one linear layer
+        if layout.every_query or self.rewrites('attn.qkv'):  # which are one linear layer
             query, key, value = self.project(x, 'qkv')
             query = layout.queries(query)
         else:
-            (query,), (key, value) = self.project(wanted, 'q'), self.project(x, 'kv')
+            (query,), (key, value) = self.project(layout.queries(x), 'q'), self.project(x, 'kv')
+        batch, tokens, _ = query.shape
         query, key, value = (self._heads(t) for t in (query, key, value))
         x = attend(query, key, value, layout, self.attn_drop if self.training else 0.0)
         return self.after_attention(self.call('attn.proj', x.transpose(1, 2).reshape(batch, tokens, -1)))
@@ -202,7 +210,7 @@ class Block(Rewritable, nn.Module):
 
     def macs(self, runs: Mapping[str, BranchRun]) -> Count:
         """Multiply-adds of one pass for each image, from what the branches ran, by site."""
-        runs = {site: BranchRun(*map(exact, run)) for site, run in runs.items()}
+        runs = {site: BranchRun(*map(exact, run[:4])) for site, run in runs.items()}
         attn, mlp = (runs.get(site) or runs['layer'] for site in ('attn', 'mlp'))
         cost = self.cost()
         beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
@@ -226,11 +234,13 @@ class Block(Rewritable, nn.Module):
         """
         runs = {}
         for site, branch in self.branches().items():
-            ran = active.get(site, tokens)
+            ran, all_keys = active.get(site, tokens), branch.keys == 'all'
             reaches = tokens if read is None or site != 'mlp' else read
             asked = 0 if branch.dispatcher is None else max(reaches - prefix, 0)
-            wanted = ran if read is None else read
-            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, ran)
+            if read is not None and all_keys:  # nothing to decide
+                asked = 0
+            wanted, seen = ran if read is None else read, tokens if all_keys else ran
+            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, seen)
         return runs
 
     def after_attention(self, x: Tensor) -> Tensor:

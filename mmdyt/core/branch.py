@@ -10,15 +10,15 @@ from torch import Tensor
 from .attention import Layout, check_tracing, exporting
 from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token, with_broken_tokens
-from .executors import EXECUTORS, Branch, read_prefix
+from .executors import EXECUTORS, KEYS, SKIPPING, Branch, add_to_inactive, choose, read_prefix
 from .macs import Count
 from .options import check_choice
 from .part import PLACES, Delta, Dispatcher, Part
 from .part import parts as parts_of
 from .tokens import TokenState
 
-INFERENCE = ('packed', 'masked')
-TRAINING = ('masked', 'split', 'masked_all_keys')
+INFERENCE = ('auto', 'packed', 'fixed', 'masked')
+TRAINING = ('masked', 'split', 'active_only', 'masked_all_keys')
 
 # changes a decision from outside: (dispatcher, tokens, state) -> what is decided instead
 Rule = Callable[[Dispatcher, Tensor, TokenState], Dispatch]
@@ -44,12 +44,14 @@ class BranchRun(NamedTuple):
         patches: Patch tokens that the dispatcher was asked about.
         queries: Tokens whose update was computed: queries of attention, rows of an MLP.
         keys: Tokens that were attended to.
+        executor: How the branch ran.
     """
 
     tokens: int
     patches: int
     queries: Count
     keys: Count
+    executor: str = 'masked'
 
 
 class DynamicBranch(nn.Module):
@@ -61,12 +63,16 @@ class DynamicBranch(nn.Module):
     Args:
         *parts: Deltas and at most one dispatcher; None is left out. Without a dispatcher every token runs the branch,
             which with an adapter is the plain parallel adapter (AdaptFormer).
-        inference: Executor of inference, ``'packed'`` (skips) or ``'masked'`` (computes all, for comparison).
-        training: Executor of training, ``'masked'``; ``'split'``, the same gradients for less, for a branch that
-            treats each token on its own; or ``'masked_all_keys'``, eq. (5) taken literally, with which training and
-            inference of attention compute different functions.
+        inference: Executor of inference: ``'auto'``, ``'fixed'`` where the dispatcher has a capacity and ``'packed'``
+            where it has a threshold; one of these by name; or ``'masked'`` (computes all, for comparison).
+        training: Executor of training: ``'masked'``; ``'split'``, the same gradients for less, for a branch that
+            treats each token on its own or attends to all; ``'active_only'``, cheaper still, without the gradient of
+            the mask; or ``'masked_all_keys'``, all tokens attended to in training whatever ``keys`` says.
+        keys: Which tokens the active ones may attend to, in training and inference alike: the ``'active'`` ones, the
+            paper's, or ``'all'``, eq. (5) taken literally: inactive tokens stay as context, and cost a key and a value
+            each. Nothing to a branch that treats each token on its own.
 
-    In eval with gradients enabled (saliency maps) the masked executor is used: packed writes in place. The backbone
+    In eval with gradients enabled (saliency maps) the masked executor is used: the others write in place. The backbone
     then says once that nothing was skipped, by a :class:`NothingSkippedWarning`.
 
     Shape:
@@ -76,13 +82,16 @@ class DynamicBranch(nn.Module):
         ValueError: If an executor is unknown, or a part has no place here.
     """
 
-    def __init__(self, *parts: Part | None, inference: str = 'packed', training: str = 'masked'):
+    def __init__(self, *parts: Part | None, inference: str = 'auto', training: str = 'masked', keys: str = 'active'):
         super().__init__()
         check_choice(INFERENCE, inference=inference)
         check_choice(TRAINING, training=training)
+        check_choice(KEYS, keys=keys)
         self.dispatcher: Dispatcher | None = None
         self.inference = inference
         self.training_executor = training
+        self.keys = keys
+        self.break_even: float | None = None
         self._words: dict[str, list[str]] = {place: [] for place in PLACES}
         for part in parts:
             if part is not None:
@@ -146,42 +155,44 @@ class DynamicBranch(nn.Module):
         """Add the update of the branch for the tokens that run it, and what the others get instead."""
         read = state.read
         dispatch = self._decide(x, state)  # eqs. (3), (4)
-        executor = self._executor(dispatch)
+        executor = self._executor(dispatch, state)
         self._record(x, dispatch, executor, read)
-        if executor != self.inference and not (self.training or dispatch.complete or dispatch.mask.requires_grad):
-            state.unskipped = True
         if dispatch.complete:
             update = branch(x, Layout(read=read))
             for watcher in asked_of(WATCHERS, self):
                 watcher(update)
             return out + update
-        for delta in self.deltas('inactive'):
-            out = out + (1 - dispatch.mask[:, :read]).to(out.dtype) * delta(x[:, :read], state)
-        if read is not None:
-            return read_prefix(branch, x, out, dispatch.mask, pack=executor == 'packed')
         if not (self._words['parallel'] or self._words['inactive']):
-            out = out.clone()  # packed writes into it
-        return EXECUTORS[executor](branch, x, out, dispatch.mask)  # eqs. (2), (5)
+            out = out.clone()  # executors of inference write into it
+        for delta in self.deltas('inactive'):
+            out = add_to_inactive(out, delta(x[:, :read], state), dispatch, executor)
+        if read is not None:
+            return read_prefix(branch, x, out, dispatch, self.keys, executor)
+        return EXECUTORS[executor](branch, x, out, dispatch, self.keys)  # eqs. (2), (5)
 
     def _decide(self, x: Tensor, state: TokenState) -> Dispatch:
         """What the dispatcher, or a rule from outside, decides."""
-        if self.dispatcher is None:
-            return every_token(x, state.prefix + state.prompts)
+        if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self.learns()):
+            # what is read is always active, and attends to all: there is nothing to decide about any patch token
+            return every_token(x[:, : state.read], state.prefix + state.prompts)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
         return with_broken_tokens(decided, x)
 
-    def _executor(self, dispatch: Dispatch) -> str:
-        """Which executor runs now."""
+    def _executor(self, dispatch: Dispatch, state: TokenState) -> str:
+        """Which executor runs now; tells the state where it skips nothing that could be skipped."""
         if dispatch.complete:
             return 'masked'
         if self.training:
             return self.training_executor
         if torch.is_grad_enabled():
+            state.unskipped |= self.inference != 'masked' and not dispatch.learnt
             return 'masked'
-        if self.inference == 'packed' and exporting():
+        executor = choose(self.inference, dispatch, self.break_even)
+        if executor == 'packed' and exporting():
             check_tracing()  # while an MLP may be traced packed
-        return self.inference
+        state.dense |= executor == 'masked' != self.inference
+        return executor
 
     def _replicate_for_data_parallel(self) -> 'DynamicBranch':
         """Not within a context: the threads of ``nn.DataParallel`` do not copy that of the one that starts them."""
@@ -196,11 +207,14 @@ class DynamicBranch(nn.Module):
         records = asked_of(RECORDS, self)
         if not records:
             return
-        tokens = x.shape[1]
+        tokens, all_keys = x.shape[1], self.keys == 'all'
         # for a mask that is learnt, split runs the inactive tokens too, without gradients
-        skips = executor == 'packed' or (executor == 'split' and not dispatch.mask.requires_grad)
+        skips = executor in (*SKIPPING, 'active_only') or (executor == 'split' and not dispatch.learnt)
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
         asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
-        run = BranchRun(tokens if read is None else read, asked, ran if read is None else read, ran)
+        reaches, queries, keys = tokens, ran, tokens if all_keys else ran
+        if read is not None:
+            reaches = queries = read
+        run = BranchRun(reaches, asked, queries, keys, executor)
         for record in records:
             record.add(self, dispatch, run)

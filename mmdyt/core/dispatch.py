@@ -1,14 +1,12 @@
 """What a dispatcher decides, and the masks it decides with. B images, N tokens incl. P prefix tokens, M = N - P."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-class Dispatch(NamedTuple):
-    """What a dispatcher decided for one batch of tokens.
+class Dispatch:
+    """What a dispatcher decided for one batch of tokens; never changed after it was made.
 
     Attributes:
         mask: (B, N, 1), exactly 0 or 1; its gradient is that of the soft score (straight-through). Prefix
@@ -16,22 +14,116 @@ class Dispatch(NamedTuple):
         logits: (B, N - P, 1) in fp32, before noise and temperature; None where no dispatcher ran.
         num_prefix_tokens: P, the leading tokens (CLS, registers, prompts) that are always active.
         complete: Whether every token runs, whatever it is; nothing then waits for the mask.
+        active: Active tokens of each image, where that is known before any score: the same number in all. Else None.
     """
 
-    mask: Tensor
-    logits: Tensor | None
-    num_prefix_tokens: int
-    complete: bool = False
+    active: int | None = None
+
+    def __init__(self, mask: Tensor | None, logits: Tensor | None, num_prefix_tokens: int, complete: bool = False):
+        self._mask = mask
+        self.logits = logits
+        self.num_prefix_tokens = num_prefix_tokens
+        self.complete = complete
+        self._rows: Tensor | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N, 1)."""
+        return self._mask
 
     @property
     def patch_mask(self) -> Tensor:
         """(B, N - P, 1): the mask of the patch tokens, the ones that rates are counted on."""
         return self.mask[:, self.num_prefix_tokens :]
 
+    @property
+    def learnt(self) -> bool:
+        """Whether a gradient flows into the mask."""
+        return self.mask.requires_grad
+
+    def rows(self) -> Tensor:
+        """The active ones among all B * N tokens, in order; computed once. A GPU is waited for, for their number."""
+        if self._rows is None:
+            self._rows = self.mask.detach().flatten().nonzero().squeeze(1)
+        return self._rows
+
+    def inactive_rows(self) -> Tensor:
+        """The inactive ones among all B * N tokens."""
+        return (self.mask.detach().flatten() == 0).nonzero().squeeze(1)
+
+    def with_mask(self, mask: Tensor) -> 'Dispatch':
+        """The same decision with another mask."""
+        return Dispatch(mask, self.logits, self.num_prefix_tokens, self.complete)
+
+
+class BestTokens(Dispatch):
+    """The decision that an equal number of tokens runs in each image: the prefix and those of the highest logits.
+
+    Nothing in it depends on data but the order, so a GPU is not waited for and the shapes can be exported.
+
+    Args:
+        order: (B, N), the tokens of each image, the active ones first.
+        active: K, how many these are, prefix included.
+        logits: As of :class:`Dispatch`.
+        num_prefix_tokens: As of :class:`Dispatch`.
+    """
+
+    def __init__(self, order: Tensor, active: int, logits: Tensor, num_prefix_tokens: int):
+        super().__init__(None, logits, num_prefix_tokens)
+        self.order = order
+        self.active = active
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N, 1); made when somebody asks for it."""
+        if self._mask is None:
+            zeros = torch.zeros(self.order.shape, dtype=self.logits.dtype, device=self.order.device)
+            self._mask = zeros.scatter(1, self.order[:, : self.active], 1.0).unsqueeze(-1)
+        return self._mask
+
+    @property
+    def learnt(self) -> bool:
+        """Never: an order has no gradient."""
+        return False
+
+    def rows(self) -> Tensor:
+        """(B * K,), image by image."""
+        if self._rows is None:
+            self._rows = self._flat(self.order[:, : self.active])
+        return self._rows
+
+    def inactive_rows(self) -> Tensor:
+        """(B * (N - K),), image by image."""
+        return self._flat(self.order[:, self.active :])
+
+    def _flat(self, index: Tensor) -> Tensor:
+        """Places within images as places within the batch."""
+        images, tokens = self.order.shape
+        if images == 1:
+            return index.flatten()
+        return (index + torch.arange(0, images * tokens, tokens, device=index.device)[:, None]).flatten()
+
 
 def every_token(x: Tensor, num_prefix_tokens: int) -> Dispatch:
     """The dispatch of the complete model on tokens ``x`` (B, N, C); its mask takes no memory."""
     return Dispatch(x.new_ones(()).expand(*x.shape[:2], 1), None, num_prefix_tokens, complete=True)
+
+
+def best_tokens(logits: Tensor, capacity: float, num_prefix_tokens: int) -> BestTokens:
+    """The same number of active tokens in each image, those of the highest logits; noise-free.
+
+    Tokens whose logit is no number come first: see :func:`with_broken_tokens`.
+
+    Args:
+        logits: (B, M, 1).
+        capacity: Fraction of the M tokens that are active, in [0, 1], to the nearest token.
+        num_prefix_tokens: P, active beside these.
+    """
+    active = num_prefix_tokens + round(capacity * logits.shape[1])
+    scores = logits.squeeze(-1).nan_to_num(torch.inf, torch.inf, torch.inf)
+    # the prefix leads the order: above any score, and the sort is stable
+    order = F.pad(scores, (num_prefix_tokens, 0), value=torch.inf).argsort(dim=1, descending=True, stable=True)
+    return BestTokens(order, active, logits, num_prefix_tokens)
 
 
 def with_broken_tokens(dispatch: Dispatch, x: Tensor) -> Dispatch:
@@ -43,12 +135,12 @@ def with_broken_tokens(dispatch: Dispatch, x: Tensor) -> Dispatch:
         dispatch: What was decided about ``x``. Where it has logits, these tell which tokens are broken.
         x: (B, N, C).
     """
-    if dispatch.complete:
+    if dispatch.complete or dispatch.active is not None:  # best_tokens takes broken ones first
         return dispatch
     prefix = dispatch.num_prefix_tokens
     told_by = x[:, prefix:] if dispatch.logits is None else dispatch.logits
     broken = F.pad(~told_by.isfinite().all(dim=-1, keepdim=True), (0, 0, prefix, 0))
-    return dispatch._replace(mask=dispatch.mask.masked_fill(broken, 1.0))
+    return dispatch.with_mask(dispatch.mask.masked_fill(broken, 1.0))
 
 
 def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:
@@ -100,17 +192,3 @@ def hard_mask(logits: Tensor, threshold: Tensor) -> Tensor:
         Same as ``logits``.
     """
     return (logits > threshold.to(logits)).to(logits.dtype)
-
-
-def top_mask(logits: Tensor, capacity: float) -> Tensor:
-    """Noise-free mask with the same number of active tokens in each image: those of the highest logits.
-
-    Args:
-        logits: (B, M, 1).
-        capacity: Fraction of the M tokens that are active, in [0, 1], to the nearest token.
-
-    Shape:
-        Same as ``logits``.
-    """
-    active = logits.topk(round(capacity * logits.shape[1]), dim=1).indices
-    return torch.zeros_like(logits).scatter_(1, active, 1.0)

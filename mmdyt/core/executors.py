@@ -1,7 +1,8 @@
-"""How a branch runs on a mask. Each executor adds the branch's update of the active tokens to ``out``.
+"""How a branch runs on a decision. Each executor adds the branch's update of the active tokens to ``out``.
 
-A branch maps tokens and their :class:`~mmdyt.core.attention.Layout` to an update of the same shape. A branch that mixes
-tokens (attention, a whole layer) must look at the active ones only, and the layout says which these are.
+A branch maps tokens and their :class:`~mmdyt.core.attention.Layout` to an update of the tokens whose update is wanted.
+A branch that mixes tokens (attention, a whole layer) attends to the active ones only, or, with ``keys='all'``, to all:
+inactive tokens then stay as context. The layout says which. B images, N tokens, C width, K active tokens.
 """
 
 from collections.abc import Callable
@@ -9,86 +10,105 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import DENSE, Layout, check_tracing
+from .attention import DENSE, Layout, Lengths, check_tracing
+from .dispatch import Dispatch
+
+KEYS = ('active', 'all')
 
 Branch = Callable[[Tensor, Layout], Tensor]
+Executor = Callable[[Branch, Tensor, Tensor, Dispatch, str], Tensor]
 
 
-def masked(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
-    """Run the branch on every token, inactive keys hidden, and multiply by the mask, eq. (5). Saves nothing.
+def masked(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
+    """Run the branch on every token, and multiply by the mask, eq. (5). Saves nothing.
 
     Args:
         branch: The heavy branch.
         x: Its input, (B, N, C).
         out: What the update is added to, (B, N, C).
-        mask: (B, N, 1), 0 or 1.
+        dispatch: What was decided about ``x``.
+        keys: Which tokens may be attended to, ``'active'`` or ``'all'``.
 
     Returns:
         (B, N, C).
     """
-    layout = Layout(keys=mask.detach().squeeze(-1) > 0)
-    return out + mask.to(out.dtype) * branch(x, layout)  # eq. (6)
+    layout = DENSE if keys == 'all' else _hidden(dispatch)
+    return out + dispatch.mask.to(out.dtype) * branch(x, layout)  # eq. (6)
 
 
-def split(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
+def masked_all_keys(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
+    """As :func:`masked`, but inactive tokens may be attended to, whatever inference does, for comparison.
+
+    With ``keys='active'`` this trains another function than inference computes. The arguments are those of
+    :func:`masked`.
+    """
+    return masked(branch, x, out, dispatch, keys='all')
+
+
+def split(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
     """As :func:`masked`, for less: no gradient flows through the branch at inactive tokens, so none is prepared.
 
     Their update is multiplied by 0, eq. (5): its gradient to the branch and its input is exactly zero, and only its
     value is needed, for the gradient of the dispatcher; where nothing asks for that, they do not run at all.
     Gradients are those of :func:`masked`, time and memory of the inactive tokens are saved. For branches that treat
-    each token on its own (an MLP).
-    The arguments are those of :func:`masked`.
+    each token on its own (an MLP), or attend to all. The arguments are those of :func:`masked`.
     """
-    rows = x.flatten(0, 1)
-    runs = mask.detach().flatten() > 0
-    active, inactive = runs.nonzero().squeeze(1), (~runs).nonzero().squeeze(1)
-    update = branch(rows.index_select(0, active).unsqueeze(0), DENSE)
-    if not mask.requires_grad:  # nobody asks what the inactive tokens would have gained
-        return out.flatten(0, 1).index_add(0, active, update.squeeze(0).to(out.dtype)).view(x.shape)
+    if not dispatch.learnt:  # nobody asks what the inactive tokens would have gained
+        return active_only(branch, x, out, dispatch, keys)
+    rest = dispatch.with_mask(1 - dispatch.mask.detach())
+    active, inactive = dispatch.rows(), rest.rows()
+    update = _update(branch, x, dispatch, keys)
     with torch.no_grad():
-        idle = branch(rows.index_select(0, inactive).unsqueeze(0), DENSE)
-    order = torch.empty_like(runs, dtype=torch.long)
+        idle = _update(branch, x, rest, keys)
+    order = torch.empty(len(active) + len(inactive), dtype=torch.long, device=x.device)
     order[torch.cat([active, inactive])] = torch.arange(len(order), device=order.device)
-    update = torch.cat([update, idle], dim=1).squeeze(0).index_select(0, order)
-    return out + mask.to(out.dtype) * update.view(x.shape)  # eq. (6)
+    update = torch.cat([update, idle.to(update.dtype)]).index_select(0, order)
+    return out + dispatch.mask.to(out.dtype) * update.view(x.shape)  # eq. (6)
 
 
-def masked_all_keys(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
-    """As :func:`masked`, but inactive tokens may be attended to: eq. (5) taken literally, for comparison.
+def active_only(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
+    """As :func:`split`, but inactive tokens never run: the mask gets no gradient, so it is inexact where one flows.
 
-    For attention this trains another function than inference computes. The arguments are those of :func:`masked`.
+    For gates that are not trained (fitted ones), whose soft score would still send a gradient into the tokens.
+    # differs from paper: opt-in. The arguments are those of :func:`masked`.
     """
-    return out + mask.to(out.dtype) * branch(x, DENSE)  # eq. (6)
+    update = _update(branch, x, dispatch, keys)
+    rows = out.flatten(0, 1).index_add(0, dispatch.rows(), update.to(out.dtype))  # eq. (6), active rows only
+    return rows.view(x.shape)
 
 
-def packed(branch: Branch, x: Tensor, out: Tensor, mask: Tensor) -> Tensor:
+def packed(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
     """Gather the active tokens of all images into one row, run the branch on these only, scatter back.
 
     Images of a batch may differ in their number of active tokens. Writes into ``out`` in place, hence for inference
-    only.
-
-    Args:
-        branch: The heavy branch.
-        x: Its input, (B, N, C).
-        out: What the update is added to, (B, N, C); may be overwritten.
-        mask: (B, N, 1), 0 or 1.
-
-    Returns:
-        (B, N, C).
+    only: it may be overwritten. The arguments are those of :func:`masked`.
     """
-    active = mask.flatten().nonzero().squeeze(1)  # (K,)
-    if active.numel() == 0:
+    if dispatch.rows().numel() == 0:
         check_tracing()
         return out
-    layout = Layout(lengths=_lengths(mask))
-    update = branch(x.flatten(0, 1).index_select(0, active).unsqueeze(0), layout).squeeze(0)  # (K, C)
-    # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
-    rows = out.contiguous().flatten(0, 1)
-    return rows.index_add_(0, active, update.to(out.dtype)).view(x.shape)  # eq. (6), active rows only
+    return _scatter(_update(branch, x, dispatch, keys), out, dispatch)
 
 
-def read_prefix(branch: Branch, x: Tensor, out: Tensor, mask: Tensor, *, pack: bool) -> Tensor:
-    """Only the update of the leading tokens of each image, which attend to the active ones.
+def fixed(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str = 'active') -> Tensor:
+    """As :func:`packed`, for decisions whose number of active tokens is known before any score: equal in all images.
+
+    No shape depends on data: nothing waits for a GPU, attention among the active tokens needs no mask, and the model
+    can be exported. The arguments are those of :func:`masked`, ``dispatch`` a :class:`~mmdyt.core.dispatch.BestTokens`.
+    """
+    if dispatch.active == 0:
+        return out
+    if keys == 'all':
+        update = branch(x, Layout(rows=dispatch.rows()))
+    else:
+        active = x.flatten(0, 1).index_select(0, dispatch.rows())
+        update = branch(active.view(len(x), dispatch.active, x.shape[2]), DENSE)
+    return _scatter(update.flatten(0, 1), out, dispatch)
+
+
+def read_prefix(
+    branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch | None, keys: str, executor: str = 'masked'
+) -> Tensor:
+    """Only the update of the leading tokens of each image, which attend to the active ones, or to all.
 
     For the last layer below a head that reads nothing else. The leading tokens must be active.
 
@@ -96,28 +116,93 @@ def read_prefix(branch: Branch, x: Tensor, out: Tensor, mask: Tensor, *, pack: b
         branch: The heavy branch.
         x: Its input, (B, N, C).
         out: What the update is added to, (B, read, C).
-        mask: (B, N, 1), 0 or 1.
-        pack: Compute keys and values of the active tokens only; otherwise of all, and hide the inactive ones.
+        dispatch: What was decided about ``x``; with ``keys='all'`` nobody asks.
+        keys: Which tokens may be attended to, ``'active'`` or ``'all'``.
+        executor: Those that skip compute keys and values of the active tokens only.
 
     Returns:
         (B, read, C).
     """
     read = out.shape[1]
-    if not pack:
-        return out + branch(x, Layout(keys=mask.detach().squeeze(-1) > 0, read=read))
-    active = mask.flatten().nonzero().squeeze(1)
-    rows = x.flatten(0, 1).index_select(0, active).unsqueeze(0)
-    return out + branch(rows, Layout(lengths=_lengths(mask), read=read))
+    if keys == 'all':
+        return out + branch(x, Layout(read=read))
+    if executor not in SKIPPING:
+        return out + branch(x, Layout(keys=_hidden(dispatch).keys, read=read))
+    active = x.flatten(0, 1).index_select(0, dispatch.rows())
+    if executor == 'fixed':
+        return out + branch(active.view(len(x), dispatch.active, x.shape[2]), Layout(read=read))
+    return out + branch(active.unsqueeze(0), Layout(lengths=Lengths(dispatch.mask), read=read))
 
 
-def _lengths(mask: Tensor) -> tuple[int, ...]:
-    """Active tokens of each image."""
-    return tuple(mask.sum(dim=(1, 2)).int().tolist())
+def add_to_inactive(out: Tensor, update: Tensor, dispatch: Dispatch, executor: str) -> Tensor:
+    """Give the inactive tokens what they get instead of the branch.
+
+    Args:
+        out: (B, N, C), or (B, read, C) of leading tokens; executors of inference overwrite it.
+        update: One vector (C,), or (B, N, C).
+        dispatch: What was decided.
+        executor: Of the branch.
+    """
+    if executor != 'fixed' or update.dim() > 1 or out.shape[1] < dispatch.order.shape[1]:
+        return out + (1 - dispatch.mask[:, : out.shape[1]]).to(out.dtype) * update
+    rows = dispatch.inactive_rows()
+    own = out.contiguous().flatten(0, 1)
+    return own.index_add_(0, rows, update.to(out.dtype).expand(len(rows), -1)).view(out.shape)
 
 
-EXECUTORS: dict[str, Callable[[Branch, Tensor, Tensor, Tensor], Tensor]] = {
+def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
+    """Which executor of inference runs.
+
+    Args:
+        wanted: One of these, or ``'auto'``: ``'fixed'`` where the number of active tokens is known before any score,
+            else ``'packed'``.
+        dispatch: What was decided. With ``wanted='fixed'`` it must know the number of active tokens.
+        break_even: Share of active tokens from which on skipping takes longer than running all, so that all run; None
+            is never. With a threshold the share is known after a GPU was waited for, as ``'packed'`` does anyway.
+
+    Raises:
+        ValueError: If ``'fixed'`` is wanted of a decision by a threshold.
+    """
+    if wanted == 'fixed' and dispatch.active is None:
+        raise ValueError(
+            "inference must be 'auto' or 'packed' unless every dispatcher has a capacity, got 'fixed'. Calibrate with "
+            'per_image=True (tools/calibrate.py --per-image).'
+        )
+    if wanted == 'auto':
+        wanted = 'packed' if dispatch.active is None else 'fixed'
+    if break_even is None or wanted not in SKIPPING:
+        return wanted
+    images, tokens = dispatch.mask.shape[:2] if dispatch.active is None else dispatch.order.shape
+    active = dispatch.rows().shape[0] if dispatch.active is None else images * dispatch.active
+    return 'masked' if active >= break_even * images * tokens else wanted
+
+
+def _hidden(dispatch: Dispatch) -> Layout:
+    """The layout in which inactive keys are hidden."""
+    return Layout(keys=dispatch.mask.detach().squeeze(-1) > 0)
+
+
+def _update(branch: Branch, x: Tensor, dispatch: Dispatch, keys: str) -> Tensor:
+    """The branch's update of the active tokens, packed into (K, C)."""
+    rows, lengths = dispatch.rows(), Lengths(dispatch.mask)
+    if keys == 'all':
+        return branch(x, Layout(rows=rows, lengths=lengths)).squeeze(0)
+    return branch(x.flatten(0, 1).index_select(0, rows).unsqueeze(0), Layout(lengths=lengths)).squeeze(0)
+
+
+def _scatter(update: Tensor, out: Tensor, dispatch: Dispatch) -> Tensor:
+    """Add an update (K, C) to the active tokens of ``out``, in place, eq. (6)."""
+    # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
+    rows = out.contiguous().flatten(0, 1)
+    return rows.index_add_(0, dispatch.rows(), update.to(out.dtype)).view(out.shape)
+
+
+SKIPPING = ('packed', 'fixed')
+EXECUTORS: dict[str, Executor] = {
     'masked': masked,
     'split': split,
+    'active_only': active_only,
     'masked_all_keys': masked_all_keys,
     'packed': packed,
+    'fixed': fixed,
 }

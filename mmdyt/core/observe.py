@@ -131,7 +131,7 @@ def _at_random(rate: float, dispatcher: Dispatcher, x: Tensor, state: TokenState
     dispatch = dispatcher(x, state)
     chance = torch.full_like(dispatch.mask, rate)
     chance[:, : dispatch.num_prefix_tokens] = 1.0
-    return dispatch._replace(mask=torch.bernoulli(chance))
+    return dispatch.with_mask(torch.bernoulli(chance))
 
 
 def sampled(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:

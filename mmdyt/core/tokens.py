@@ -19,6 +19,7 @@ class TokenState:
         frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
         read: Leading tokens whose result the last block must give; None is all of them.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
+        dense: Whether a branch ran all tokens since skipping them would have taken longer; branches tell it.
     """
 
     prefix: int = 0
@@ -27,6 +28,7 @@ class TokenState:
     frames: int = 1
     read: int | None = None
     unskipped: bool = False
+    dense: bool = False
 
     def all_read(self) -> 'TokenState':
         """The same, for a branch whose every result is wanted."""

@@ -9,9 +9,7 @@ from mmpretrain.models.backbones.vision_transformer import VisionTransformer, re
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from mmdyt.core.block import DISPATCH, Place
-from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
-from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer
+from mmdyt.core.block import Place
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -19,12 +17,11 @@ from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
+from mmdyt.models.vit_arguments import check_break_even, check_host, check_own, chosen, tell_of
 from mmdyt.models.vit_macs import ViTMacs
 from mmdyt.registry import MODELS
 
 register_parts()
-
-SIZES = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}  # that mmpretrain reads of an arch
 
 
 def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
@@ -33,27 +30,6 @@ def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
     if features.dim() == 3:
         return clips
     return (clips if features.dim() == 4 else clips[..., None, None]).transpose(1, 2)
-
-
-def _check_sizes(arch: str | Mapping) -> None:
-    """Refuse sizes that no ViT has; mmpretrain passes over names that it does not know."""
-    if not isinstance(arch, Mapping):
-        return
-    if unknown := sorted(set(arch) - SIZES):
-        raise ValueError(f'arch must hold sizes among {sorted(SIZES)}, got {unknown[0]}.')
-    for name, size in arch.items():
-        if not (is_integer(size) and size >= 1):
-            raise ValueError(f'arch.{name} must be a positive integer, got {size!r}.')
-    if {'embed_dims', 'num_heads'} <= arch.keys() and arch['embed_dims'] % arch['num_heads']:
-        raise ValueError(f'arch.num_heads must divide embed_dims {arch["embed_dims"]}, got {arch["num_heads"]}.')
-
-
-def _check_pixels(**options: object) -> None:
-    """Refuse a side of an image or patch that has no pixel."""
-    for name, value in options.items():
-        sides = value if isinstance(value, list | tuple) else [value]
-        if not (len(sides) in (1, 2) and all(is_integer(side) and side >= 1 for side in sides)):
-            raise ValueError(f'{name} must be one or two positive integers, got {value!r}.')
 
 
 @MODELS.register_module()
@@ -72,11 +48,16 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             dispatches nothing: with an adapter that is the plain parallel adapter (AdaptFormer), without the plain ViT.
         substitute: Config of what inactive tokens get instead of each branch, ``dict(type='mmdyt.MeanUpdate')``;
             ``dim`` is filled in. None is nothing, as in the paper.
-        inference: Executor of inference, ``'packed'`` or ``'masked'``; see
+        inference: Executor of inference: ``'auto'``, ``'packed'``, ``'fixed'`` or ``'masked'``; see
             :class:`~mmdyt.core.branch.DynamicBranch`.
-        training: Executor of training, ``'split'``, ``'masked'`` or ``'masked_all_keys'``; see there. ``'split'``, the
-            cheaper ``'masked'``, needs branches that treat each token and each image alike: attention, whole layers
-            and MLPs with drop path run ``'masked'`` instead.
+        training: Executor of training, ``'split'``, ``'masked'``, ``'active_only'`` or
+            ``'masked_all_keys'``; see there.
+            The cheaper ``'split'`` and ``'active_only'`` need branches that treat each image alike, and each token, or
+            attend to all: what has drop path, and attention and whole layers with ``keys='active'``, run ``'masked'``.
+        keys: Which tokens active ones attend to where attention is dispatched: the ``'active'`` ones, the paper's, or
+            ``'all'``: inactive tokens stay as context (docs/methods.md).
+        break_even: Share of active tokens from which on a branch runs all, since skipping would take longer; None is
+            never. ``tools/benchmark.py --write-break-even`` measures it.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
@@ -96,8 +77,6 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         ValueError: If an argument is out of range, or clips have not the frames that a ``MoEAdapter`` mixes.
     """
 
-    _told = False  # that nothing was skipped
-
     def __init__(
         self,
         arch: str | dict = 'base',
@@ -106,31 +85,20 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         adapter: Mapping | None = ADAPTER,
         dispatcher: Mapping | None = DISPATCHER,
         substitute: Mapping | None = None,
-        inference: str = 'packed',
+        inference: str = 'auto',
         training: str = 'split',
+        keys: str = 'active',
+        break_even: float | None = None,
         skip_unread: bool = False,
         tuned: Tuned | None = None,
         parts: Sequence[Mapping] | None = None,
         **vit,
     ):
-        check_choice(DISPATCH, dispatch=dispatch)
-        check_choice(TRAINING, training=training)
-        check_choice(INFERENCE, inference=inference)
-        for name, part in dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute).items():
-            if not (part is None or isinstance(part, Mapping)):
-                raise ValueError(f'{name} must be a config or None, got {part!r}.')
-        check_switches(skip_unread=skip_unread)
-        if 'frozen_stages' in vit:
-            raise ValueError(
-                f'frozen_stages must not be set, got {vit["frozen_stages"]}. Choose what is trained with tuned=...'
-            )
+        parts_given = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute)
+        check_own(dispatch, inference, training, keys, break_even, skip_unread, **parts_given)
+        check_host(arch, vit)
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
-        if vit.get('out_indices') == []:
-            raise ValueError('out_indices must name at least one layer, got [].')
-        _check_sizes(arch)
-        _check_pixels(**{name: vit[name] for name in ('img_size', 'patch_size') if name in vit})
-        check_probability(**{name: vit[name] for name in ('drop_rate', 'drop_path_rate') if name in vit})
         super().__init__(arch, **vit)
         if max(self.out_indices) >= self.num_layers:
             raise ValueError(f'out_indices must lie below the depth {self.num_layers}, got {self.out_indices}.')
@@ -142,7 +110,9 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             )
         if substitute is not None and dispatcher is None:
             raise ValueError(f'substitute must be None without a dispatcher, got {substitute!r}.')
-        self._open(dispatch, inference, training)
+        self._told: set[type[Warning]] = set()
+        self._open(dispatch, inference, training, keys)
+        self.set_break_even(break_even)
         self.frames_per_clip = frames_per_clip(adapter)
         self._add_parts([*as_parts(dispatch, adapter, dispatcher, substitute), *(parts or ())])
         self.skip_unread = skip_unread
@@ -150,13 +120,13 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             self._check_unread_can_be_skipped()
         set_tuned(self, tuned)
 
-    def _open(self, dispatch: str, inference: str, training: str) -> None:
+    def _open(self, dispatch: str, inference: str, training: str, keys: str) -> None:
         """Adopt the layers as blocks, and make room for parts."""
-        self.dispatch = dispatch
+        self.dispatch, self.keys = dispatch, keys
         patch_values = self.patch_embed.projection.weight[0].numel()
         place = Place(self.embed_dims, 0, self.num_layers, self.num_extra_tokens, patch_values)
         self.layers = ModuleList(
-            DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training)
+            DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training, keys)
             for i, layer in enumerate(self.layers)
         )
         self.dynamic = _Outside()
@@ -164,7 +134,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     def _add_parts(self, configs: Sequence[Mapping]) -> None:
         """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
         kinds = [part_class(config) for config in configs]
-        chosen = [_chosen(config.get('layers'), self.num_layers) for config in configs]
+        chosen = [chosen(config.get('layers'), self.num_layers) for config in configs]
         options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
         for i, layer in enumerate(self.layers):
             for kind, layers, arguments in zip(kinds, chosen, options, strict=True):
@@ -194,13 +164,21 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             raise ValueError(
                 f'skip_unread must be False unless the projections are nn.Linear, got {type(last.attn.qkv)}.'
             )
-        if any(branch.training_executor == 'masked_all_keys' for branch in last.branches().values()):
+        branches = last.branches().values()
+        if any(branch.training_executor == 'masked_all_keys' and branch.keys == 'active' for branch in branches):
             raise ValueError("skip_unread must be False with training='masked_all_keys', got True.")
         for part in parts_of(last):
             if part.reads_all:
                 raise ValueError(
                     f'skip_unread must be False with a {type(part).__name__}, which reads all tokens, got True.'
                 )
+
+    def set_break_even(self, break_even: float | None) -> None:
+        """Set the share of active tokens from which on a branch runs all of them, in (0, 1]; None is never."""
+        check_break_even(break_even)
+        for layer in self.layers:
+            for branch in layer.branches().values():
+                branch.break_even = break_even
 
     def train(self, mode: bool = True):
         """Set the mode; returns self, as ``nn.Module`` does and mmpretrain's backbone does not."""
@@ -236,15 +214,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 features = x if state.read is not None else state.restore(x)
                 features = self.call('norm.final', features) if last and self.final_norm else features
                 outs.append(self._format_output(features, grid))
-        if state.unskipped and not (self._told or torch.compiler.is_compiling() or torch.jit.is_tracing()):
-            self._told = True
-            warnings.warn(
-                'torch.no_grad() must be around the inference of a dispatched model, got one with gradients enabled: '
-                'every token ran, none was skipped. For gradients (saliency maps) silence this by '
-                "warnings.simplefilter('ignore', mmdyt.core.branch.NothingSkippedWarning).",
-                NothingSkippedWarning,
-                stacklevel=3,  # whoever called forward
-            )
+        if (state.unskipped or state.dense) and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            tell_of(state, self._told)
         return tuple(outs)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -274,19 +245,3 @@ class _Outside(nn.ModuleDict):
         """Undo what an ``init_cfg`` did to the parts; like every child, before pre-trained weights load."""
         for part in parts_of(self):
             part.reset_parameters()
-
-
-def _chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
-    """Indices of layers, negative ones from the end; None is all.
-
-    Raises:
-        ValueError: If they are no list, or one is out of range.
-    """
-    if layers is None:
-        return list(range(depth))
-    if not isinstance(layers, list | tuple | range) or not layers:
-        raise ValueError(f'layers must be a list of indices, or None for all, got {layers!r}.')
-    for layer in layers:
-        if not (is_integer(layer) and -depth <= layer < depth):
-            raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
-    return sorted({layer % depth for layer in layers})

@@ -53,7 +53,7 @@ class ViTMacs:
             f'layers.{i}.dynamic.{site}': prefix + rate * patches
             for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
             for site, branch in layer.branches().items()
-            if branch.dispatcher is not None and branch.inference == 'packed'
+            if branch.dispatcher is not None and branch.inference != 'masked'
         }
         return self.macs(height, width, active)
 

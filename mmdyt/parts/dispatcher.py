@@ -8,7 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyt.core.dispatch import Dispatch, gumbel_sigmoid, hard_mask, straight_through, top_mask
+from mmdyt.core.dispatch import Dispatch, best_tokens, gumbel_sigmoid, hard_mask, straight_through
 from mmdyt.core.options import check_switches, is_integer, is_number
 from mmdyt.core.part import Dispatcher
 from mmdyt.core.tokens import TokenState
@@ -143,11 +143,11 @@ class TokenDispatcher(Dispatcher):
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
 
-    def decide(self, logits: Tensor) -> Tensor:
-        """Noise-free mask (B, N - P, 1), by the capacity or else by the threshold."""
+    def decide(self, logits: Tensor, prefix: int) -> Dispatch:
+        """Noise-free decision from logits (B, N - P, 1), by the capacity or else by the threshold."""
         if self.capacity is not None:
-            return top_mask(logits, self.capacity)
-        return hard_mask(logits, self.threshold)  # eq. (3)
+            return best_tokens(logits, self.capacity, prefix)
+        return self._dispatch(hard_mask(logits, self.threshold), logits, prefix)  # eq. (3)
 
     def forward(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide for every token of ``x`` whether it runs the branch."""
@@ -155,10 +155,11 @@ class TokenDispatcher(Dispatcher):
             return self.sample(x, state)
         prefix = self._prefix(state)
         logits = self.score(x[:, prefix:])
-        mask = self.decide(logits)
-        if self.training:
-            mask = straight_through(torch.sigmoid((logits - self.threshold) / self.tau), mask)
-        return self._dispatch(mask, logits, prefix)
+        decided = self.decide(logits, prefix)
+        if not self.training:
+            return decided
+        soft = torch.sigmoid((logits - self.threshold) / self.tau)
+        return self._dispatch(straight_through(soft, decided.patch_mask), logits, prefix)
 
     def sample(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide by chance, as training with noise does: active with probability ``sigmoid(logit)``."""
@@ -213,7 +214,7 @@ class SampleDispatcher(TokenDispatcher):
 
     def _spread(self, dispatch: Dispatch, tokens: int) -> Dispatch:
         """The decision about an image for each of its tokens; one that is spread already stays."""
-        mask, logits, prefix, _ = dispatch
+        mask, logits, prefix = dispatch.mask, dispatch.logits, dispatch.num_prefix_tokens
         mask = torch.cat([mask[:, :prefix], mask[:, prefix : prefix + 1].expand(-1, tokens - prefix, -1)], dim=1)
         return Dispatch(mask, logits[:, :1].expand(-1, tokens - prefix, -1), prefix)
 

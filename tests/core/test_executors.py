@@ -4,7 +4,13 @@ import pytest
 import torch
 from doubles import MLP
 
+from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.executors import masked, packed, split
+
+
+def decided(mask):
+    """A decision about tokens of which one is a prefix."""
+    return Dispatch(mask, None, 1)
 
 
 def masks(batch, tokens):
@@ -25,37 +31,41 @@ def test_packed_equals_masked(batch, active):
     mlp, mask = MLP(16), masks(batch, 13)[active]
     x, out = torch.randn(2, batch, 13, 16).unbind()
     with torch.no_grad():
-        torch.testing.assert_close(packed(mlp, x, out.clone(), mask), masked(mlp, x, out, mask), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            packed(mlp, x, out.clone(), decided(mask)), masked(mlp, x, out, decided(mask)), rtol=0, atol=1e-6
+        )
 
 
 def test_packed_writes_into_transposed_tokens_too():
     mlp, mask = MLP(16), masks(2, 13)['some']
     x = torch.randn(2, 16, 13).transpose(1, 2)  # as a patch embedding without CLS returns them
     with torch.no_grad():
-        torch.testing.assert_close(packed(mlp, x, x + 1, mask), masked(mlp, x, x + 1, mask), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            packed(mlp, x, x + 1, decided(mask)), masked(mlp, x, x + 1, decided(mask)), rtol=0, atol=1e-6
+        )
 
 
 def test_packed_runs_the_branch_on_active_tokens_only():
     seen = []
 
     def branch(x, layout):
-        seen.append((*x.shape, layout.lengths))
+        seen.append((*x.shape, layout.lengths()))
         return x
 
     mask = masks(2, 7)['one']
-    packed(branch, torch.randn(2, 7, 4), torch.zeros(2, 7, 4), mask)
+    packed(branch, torch.randn(2, 7, 4), torch.zeros(2, 7, 4), decided(mask))
     assert seen == [(1, 3, 4, (1, 2))]  # two CLS tokens and one patch token
 
 
 def test_packed_without_any_active_token_runs_nothing():
     out = torch.randn(2, 3, 4)
-    result = packed(lambda x, layout: 1 / 0, torch.randn(2, 3, 4), out.clone(), torch.zeros(2, 3, 1))
+    result = packed(lambda x, layout: 1 / 0, torch.randn(2, 3, 4), out.clone(), decided(torch.zeros(2, 3, 1)))
     assert torch.equal(result, out)
 
 
 def gradients(executor, mlp, x, out, mask):
     parts = [t.detach().clone().requires_grad_(True) for t in (x, out, mask)]
-    (executor(mlp, *parts) ** 2).sum().backward()
+    (executor(mlp, *parts[:2], decided(parts[2])) ** 2).sum().backward()
     return [t.grad for t in parts] + [p.grad for p in mlp.parameters()]
 
 
@@ -66,7 +76,9 @@ def test_split_has_the_value_and_every_gradient_of_masked(batch, active):
     torch.manual_seed(0)
     mlp, mask = MLP(16).double(), masks(batch, 13)[active].double()
     x, out = torch.randn(2, batch, 13, 16, dtype=torch.float64).unbind()
-    torch.testing.assert_close(split(mlp, x, out, mask), masked(mlp, x, out, mask), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        split(mlp, x, out, decided(mask)), masked(mlp, x, out, decided(mask)), rtol=1e-12, atol=1e-12
+    )
     got = gradients(split, mlp, x, out, mask)
     mlp.zero_grad()
     expected = gradients(masked, mlp, x, out, mask)
@@ -79,7 +91,7 @@ def test_split_keeps_no_activations_of_inactive_tokens():
     mlp, x = MLP(16), torch.randn(2, 13, 16, requires_grad=True)
     rows = []
     mlp[1].register_forward_hook(lambda module, args, output: rows.append((output.shape[1], output.requires_grad)))
-    split(mlp, x, x, masks(2, 13)['one'].requires_grad_())
+    split(mlp, x, x, decided(masks(2, 13)['one'].requires_grad_()))
     assert rows == [(3, True), (23, False)]
 
 
@@ -90,10 +102,10 @@ def test_split_runs_no_inactive_token_where_the_mask_is_not_learnt(active):
     rows = []
     handle = mlp[1].register_forward_hook(lambda module, args, output: rows.append(output.shape[1]))
     x, out = torch.randn(2, 3, 13, 16, dtype=torch.float64, requires_grad=True)
-    found = split(mlp, x, out, mask)
+    found = split(mlp, x, out, decided(mask))
     assert rows == [mask.sum().item()]
     handle.remove()
-    expected = masked(mlp, x, out, mask)
+    expected = masked(mlp, x, out, decided(mask))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     tuned = [x, out, *mlp.parameters()]
     for g, e in zip(

@@ -122,7 +122,7 @@ def test_a_rule_may_ask_the_dispatcher():
         masks.append(dispatch.mask)
         flipped = 1 - dispatch.mask
         flipped[:, : dispatch.num_prefix_tokens] = 1
-        return dispatch._replace(mask=flipped)
+        return dispatch.with_mask(flipped)
 
     with torch.no_grad(), decisions(model, invert), record_dispatch(model) as record:
         run(model, tokens(), MLP(16))

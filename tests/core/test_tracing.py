@@ -46,7 +46,10 @@ def test_packed_attention_is_refused_and_so_is_all_that_is_packed_by_export(make
     layer = build(dispatch, 'packed')
     if dispatch == 'mlp' and make is not exported:
         pytest.skip('an MLP does not look at the numbers of active tokens')
-    with torch.no_grad(), pytest.raises(RuntimeError, match="^inference must be 'masked' to trace or export a model"):
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="^inference must be 'fixed' or 'masked' to trace or export a model"),
+    ):
         make(layer, IMAGES[0])
     with torch.no_grad():
         layer(IMAGES[0])
@@ -59,5 +62,5 @@ def test_a_packed_mlp_is_traced_unless_the_example_has_no_active_token():
     idle.branch('mlp').add(Fixed(torch.zeros(2, 9, 1)))
     with torch.no_grad():
         torch.testing.assert_close(traced(layer, IMAGES[0])(IMAGES[1]), layer(IMAGES[1]))
-        with pytest.raises(RuntimeError, match="^inference must be 'masked' to trace"):
+        with pytest.raises(RuntimeError, match="^inference must be 'fixed' or 'masked' to trace"):
             traced(idle.eval(), IMAGES[0])

@@ -259,7 +259,10 @@ class TestMistakes:
             (dict(frozen_stages=3), 'frozen_stages must not be set, got 3'),
             (dict(out_indices=(1, 3)), r'out_indices must lie below the depth 3, got \[1, 3\]'),
             (dict(tuned=('adaptor',)), "tuned must hold patterns that match parameter names, got 'adaptor'"),
-            (dict(inference='sparse'), r"inference must be one of \['packed', 'masked'\], got 'sparse'"),
+            (
+                dict(inference='sparse'),
+                r"inference must be one of \['auto', 'packed', 'fixed', 'masked'\], got 'sparse'",
+            ),
             (dict(adapter=dict(bottleneck=0)), 'bottleneck must be a positive integer, got 0'),
         ],
     )

@@ -19,7 +19,8 @@ def dispatcher_with(weight: torch.Tensor, bias: float = 0.0, **arguments) -> Tok
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_mask_is_exactly_zero_or_one(training, dtype):
     dispatcher = TokenDispatcher(8).train(training)
-    mask, logits, *_ = dispatcher(torch.randn(4, 50, 8).to(dtype))
+    dispatch = dispatcher(torch.randn(4, 50, 8).to(dtype))
+    mask, logits = dispatch.mask, dispatch.logits
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert logits.dtype in (torch.float32, torch.float64)
 
@@ -29,7 +30,8 @@ def test_sample_dispatcher_decides_once_per_image(mode):
     torch.manual_seed(0)
     dispatcher = SampleDispatcher(8).train(mode)
     nn.init.normal_(dispatcher.gate.weight, std=3)
-    mask, logits, *_ = dispatcher(torch.randn(64, 10, 8, requires_grad=True))
+    dispatch = dispatcher(torch.randn(64, 10, 8, requires_grad=True))
+    mask, logits = dispatch.mask, dispatch.logits
     patches = mask[:, 1:, 0]
     assert mask.shape == (64, 10, 1) and logits.shape == (64, 9, 1) and torch.all(mask[:, 0] == 1)
     assert torch.equal(patches, patches[:, :1].expand_as(patches)) and 0 < patches[:, 0].mean() < 1

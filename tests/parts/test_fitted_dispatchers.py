@@ -52,7 +52,7 @@ def skip(model: Residuals, branch: int, image: int, token: int, share: float):
         dispatch = dispatcher(x, state)
         mask = dispatch.mask.clone()
         mask[image, token] -= share
-        return dispatch._replace(mask=mask)
+        return dispatch.with_mask(mask)
 
     return decisions(model, {f'branches.{branch}': rule})
 

@@ -65,8 +65,9 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     Source: the importance of first order of Molchanov et al. (Importance Estimation for Neural Network Pruning, CVPR
     2019), of a token's update instead of a weight.  # differs from paper: dispatchers are not trained.
 
-    Evidence is that of a token's own update. Where tokens attend to each other (``attn``, ``layer``) what it gives to
-    others as a key is not in it; a ``SampleDispatcher`` is fitted to single tokens, and then reads their mean.
+    Evidence is that of a token's own update. Where active tokens attend to each other only (``attn``, ``layer``) what
+    it gives to others as a key is not in it; with ``keys='all'`` that is never lost, and the evidence is complete. A
+    ``SampleDispatcher`` is fitted to single tokens, and then reads their mean.
 
     Args:
         model: Runs in eval mode, with the masks that it has; inactive tokens have evidence too.
@@ -136,7 +137,7 @@ def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, 
 
     def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
         dispatch = dispatcher(x, state)
-        dispatch = dispatch._replace(mask=dispatch.mask.detach().requires_grad_())
+        dispatch = dispatch.with_mask(dispatch.mask.detach().requires_grad_())
         seen[name] = x.detach().float(), dispatch
         return dispatch
 

@@ -24,8 +24,10 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         place: What parts may know of it.
         dispatch: Which branch is dispatched.
         inference: Executor of inference.
-        training: Executor of training. ``'split'`` needs branches that treat each token and each image alike:
-            attention, whole layers and MLPs with drop path run ``'masked'`` instead.
+        training: Executor of training. ``'split'`` and ``'active_only'`` need branches that treat each image alike, and
+            each token, or attend to all: what has drop path, and attention and whole layers with ``keys='active'``, run
+            ``'masked'`` instead.
+        keys: Which tokens active ones attend to.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         layer: TransformerEncoderLayer,
         place: Place,
         dispatch: str = 'mlp',
-        inference: str = 'packed',
+        inference: str = 'auto',
         training: str = 'masked',
+        keys: str = 'active',
     ):
         BaseModule.__init__(self)
         self.embed_dims = layer.embed_dims
@@ -43,9 +46,14 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         self._ffn_steps = _ffn_steps(self.ffn)
         attn = {'attn.norm': 'ln1', 'attn.qkv': 'attn.qkv', 'attn.proj': 'attn.proj', 'mlp.norm': 'ln2'}
         self._paths = attn | {f'mlp.{name}': path for name, path in self._ffn_steps if name}
-        mixing = 'masked' if training == 'split' else training
-        alone = mixing if _drops_paths(self.ffn) else training
-        self.open(place, dispatch, inference, dict(attn=mixing, mlp=alone, layer=mixing))
+        whole = 'masked' if training in ('split', 'active_only') else training
+        mixes = keys == 'active'
+        executors = dict(
+            attn=whole if mixes or _drops_paths(self.attn) else training,
+            mlp=whole if _drops_paths(self.ffn) else training,
+            layer=whole if mixes or _drops_paths(self) else training,
+        )
+        self.open(place, dispatch, inference, executors, keys)
 
     def init_weights(self) -> None:
         """Initialise like mmpretrain, then undo what an ``init_cfg`` on ``Linear`` did to the new parts.

@@ -1,0 +1,123 @@
+"""What the arguments of the backbone must be, and what it tells of a pass."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+from mmdyt.core.block import DISPATCH
+from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
+from mmdyt.core.executors import KEYS
+from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
+from mmdyt.core.tokens import TokenState
+
+SIZES = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}  # that mmpretrain reads of an arch
+
+
+class RunsDenseWarning(UserWarning):
+    """Skipping would take longer here than running all tokens, so all run."""
+
+
+def check_own(
+    dispatch: str, inference: str, training: str, keys: str, break_even: float | None, skip_unread: bool, **parts
+) -> None:
+    """Refuse arguments of ours that are out of range.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    check_choice(DISPATCH, dispatch=dispatch)
+    check_choice(TRAINING, training=training)
+    check_choice(INFERENCE, inference=inference)
+    check_choice(KEYS, keys=keys)
+    if keys == 'all' and dispatch == 'mlp':
+        raise ValueError("keys must be 'active' with dispatch='mlp', whose tokens attend to nothing, got 'all'.")
+    check_break_even(break_even)
+    check_switches(skip_unread=skip_unread)
+    for name, part in parts.items():
+        if not (part is None or isinstance(part, Mapping)):
+            raise ValueError(f'{name} must be a config or None, got {part!r}.')
+
+
+def check_break_even(break_even: float | None) -> None:
+    """Refuse what is no share of tokens."""
+    if break_even is not None and not (is_number(break_even) and 0 < break_even <= 1):
+        raise ValueError(f'break_even must lie in (0, 1] or be None, got {break_even!r}. It is a share of tokens.')
+
+
+def check_host(arch: str | Mapping, vit: Mapping) -> None:
+    """Refuse arguments of mmpretrain's that it would pass over, or fail on late.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    if 'frozen_stages' in vit:
+        raise ValueError(
+            f'frozen_stages must not be set, got {vit["frozen_stages"]}. Choose what is trained with tuned=...'
+        )
+    if vit.get('out_indices') == []:
+        raise ValueError('out_indices must name at least one layer, got [].')
+    _check_sizes(arch)
+    _check_pixels(**{name: vit[name] for name in ('img_size', 'patch_size') if name in vit})
+    check_probability(**{name: vit[name] for name in ('drop_rate', 'drop_path_rate') if name in vit})
+
+
+def chosen(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """Indices of layers, negative ones from the end; None is all.
+
+    Raises:
+        ValueError: If they are no list, or one is out of range.
+    """
+    if layers is None:
+        return list(range(depth))
+    if not isinstance(layers, list | tuple | range) or not layers:
+        raise ValueError(f'layers must be a list of indices, or None for all, got {layers!r}.')
+    for layer in layers:
+        if not (is_integer(layer) and -depth <= layer < depth):
+            raise ValueError(f'layers must hold indices below the depth {depth}, got {layer!r}.')
+    return sorted({layer % depth for layer in layers})
+
+
+def tell_of(state: TokenState, told: set[type[Warning]]) -> None:
+    """Warn, once of each kind, whoever called the backbone's forward: of a pass that did not skip what it could.
+
+    Args:
+        state: Of the pass that ended.
+        told: The kinds that were told; changed.
+    """
+    kinds = {
+        NothingSkippedWarning: (
+            state.unskipped,
+            'torch.no_grad() must be around the inference of a dispatched model, got one with gradients enabled: '
+            'every token ran, none was skipped. For gradients (saliency maps) silence this by '
+            "warnings.simplefilter('ignore', mmdyt.core.branch.NothingSkippedWarning).",
+        ),
+        RunsDenseWarning: (
+            state.dense,
+            'break_even must lie above the share of active tokens for any to be skipped: here skipping would take '
+            'longer than running all of them, so all run, with the same result.',
+        ),
+    }
+    for kind, (happened, message) in kinds.items():
+        if happened and kind not in told:
+            told.add(kind)
+            warnings.warn(message, kind, stacklevel=4)  # whoever called forward
+
+
+def _check_sizes(arch: str | Mapping) -> None:
+    """Refuse sizes that no ViT has; mmpretrain passes over names that it does not know."""
+    if not isinstance(arch, Mapping):
+        return
+    if unknown := sorted(set(arch) - SIZES):
+        raise ValueError(f'arch must hold sizes among {sorted(SIZES)}, got {unknown[0]}.')
+    for name, size in arch.items():
+        if not (is_integer(size) and size >= 1):
+            raise ValueError(f'arch.{name} must be a positive integer, got {size!r}.')
+    if {'embed_dims', 'num_heads'} <= arch.keys() and arch['embed_dims'] % arch['num_heads']:
+        raise ValueError(f'arch.num_heads must divide embed_dims {arch["embed_dims"]}, got {arch["num_heads"]}.')
+
+
+def _check_pixels(**options: object) -> None:
+    """Refuse a side of an image or patch that has no pixel."""
+    for name, value in options.items():
+        sides = value if isinstance(value, list | tuple) else [value]
+        if not (len(sides) in (1, 2) and all(is_integer(side) and side >= 1 for side in sides)):
+            raise ValueError(f'{name} must be one or two positive integers, got {value!r}.')

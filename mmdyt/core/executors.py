@@ -130,8 +130,10 @@ def read_prefix(
         return out + branch(x, Layout(keys=_hidden(dispatch).keys, read=read))
     active = x.flatten(0, 1).index_select(0, dispatch.rows())
     if executor == 'fixed':
-        return out + branch(active.view(len(x), dispatch.active, x.shape[2]), Layout(read=read))
-    return out + branch(active.unsqueeze(0), Layout(lengths=Lengths(dispatch.mask), read=read))
+        update = branch(active.view(len(x), dispatch.active, x.shape[2]), Layout(read=read))
+    else:
+        update = branch(active.unsqueeze(0), Layout(lengths=Lengths(dispatch.mask), read=read))
+    return out + _noticing(update.flatten(0, 1), dispatch).view(out.shape)
 
 
 def add_to_inactive(out: Tensor, update: Tensor, dispatch: Dispatch, executor: str) -> Tensor:
@@ -194,7 +196,19 @@ def _scatter(update: Tensor, out: Tensor, dispatch: Dispatch) -> Tensor:
     """Add an update (K, C) to the active tokens of ``out``, in place, eq. (6)."""
     # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
     rows = out.contiguous().flatten(0, 1)
-    return rows.index_add_(0, dispatch.rows(), update.to(out.dtype)).view(out.shape)
+    update = _noticing(update, dispatch).to(out.dtype)
+    return rows.index_add_(0, dispatch.rows(), update).view(out.shape)
+
+
+def _noticing(update: Tensor, dispatch: Dispatch) -> Tensor:
+    """An update of the active tokens, (K, C), image by image, that is NaN where no patch token runs and one is NaN.
+
+    Else the prefix would never hear of it, and an image of NaN get a finite score. See ``with_broken_tokens``.
+    """
+    if dispatch.active != dispatch.num_prefix_tokens or not dispatch.logits.shape[1]:
+        return update
+    broken = (0 * dispatch.logits).sum(dim=1, keepdim=True).to(update.dtype)  # (B, 1, 1)
+    return (update.unflatten(0, (len(broken), -1)) + broken).view(update.shape)
 
 
 SKIPPING = ('packed', 'fixed')

@@ -134,10 +134,10 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     def _add_parts(self, configs: Sequence[Mapping]) -> None:
         """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
         kinds = [part_class(config) for config in configs]
-        chosen = [chosen(config.get('layers'), self.num_layers) for config in configs]
+        per_part = [chosen(config.get('layers'), self.num_layers) for config in configs]
         options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
         for i, layer in enumerate(self.layers):
-            for kind, layers, arguments in zip(kinds, chosen, options, strict=True):
+            for kind, layers, arguments in zip(kinds, per_part, options, strict=True):
                 if i in layers:
                     kind.add_to(layer, **arguments)
         for kind, config, arguments in zip(kinds, configs, options, strict=True):

@@ -51,7 +51,7 @@ def broken(value: float, where: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize('dispatch', ['mlp', 'attn', 'attn_mlp', 'layer'])
-@pytest.mark.parametrize('inference', ['packed', 'masked'])
+@pytest.mark.parametrize('inference', ['auto', 'packed', 'masked'])
 @pytest.mark.parametrize(
     ('dispatcher', 'options'),
     [

@@ -1,0 +1,11 @@
+"""Context dispatch, dispatchers fitted to evidence, ViT-Ti/16, UPerNet on CamVid; no number in a paper.
+
+The result is in docs/results/context.md.
+
+python tools/train.py configs/dyt/upernet_vitti_context_camvid.py --amp
+"""
+
+_base_ = ['./upernet_vitti_evidence_camvid.py', '../_base_/methods/context.py']
+
+# attention mixes tokens: with drop path the cheaper executors of training are out of reach
+model = dict(backbone=dict(drop_path_rate=0.0, **_base_.method))

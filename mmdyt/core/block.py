@@ -149,10 +149,9 @@ class Block(Rewritable, nn.Module):
             query = layout.queries(query)
         else:
             (query,), (key, value) = self.project(layout.queries(x), 'q'), self.project(x, 'kv')
-        batch, tokens, _ = query.shape
         query, key, value = (self._heads(t) for t in (query, key, value))
         x = attend(query, key, value, layout, self.attn_drop if self.training else 0.0)
-        return self.after_attention(self.call('attn.proj', x.transpose(1, 2).reshape(batch, tokens, -1)))
+        return self.after_attention(self.call('attn.proj', x.transpose(1, 2).flatten(2)))
 
     def project(self, x: Tensor, rows: str) -> tuple[Tensor, ...]:
         """Some of queries, keys and values, (B, N, C) each, rewritten where parts say so."""

@@ -116,13 +116,16 @@ def test_every_executor_gives_the_equation(dispatch, keys, inference, active):
     assert {runs[site].executor for site in layer.sites} == {expected}
 
 
+@pytest.mark.parametrize('active', [*CAPACITY, 'ragged', 'nothing'])
 @pytest.mark.parametrize('training', ['masked', 'split', 'active_only'])
 @pytest.mark.parametrize(('dispatch', 'keys'), VARIANTS)
-def test_training_computes_what_inference_computes(dispatch, keys, training):
+def test_training_computes_what_inference_computes(dispatch, keys, training, active):
     if training == 'split' and keys == 'active' and dispatch != 'mlp':
         pytest.skip('split is for branches that treat each token on its own, or attend to all')
     layer, x = build(dispatch, keys, training=training).train(), torch.randn(BATCH, TOKENS, DIM).double()
-    found = {site: ragged().with_mask(ragged().mask.requires_grad_()) for site in layer.sites}
+    masks = dict(ragged=ragged().mask, nothing=torch.zeros(BATCH, TOKENS, 1).double())
+    mask = masks[active] if active in masks else best(CAPACITY[active]).mask
+    found = {site: Dispatch(mask.clone().requires_grad_(), None, 1) for site in layer.sites}
     out, _ = run(layer, x, found)
     torch.testing.assert_close(out, by_hand(layer, x, found), rtol=0, atol=1e-12)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from .attention import Layout, check_tracing, exporting
 from .context import RECORDS, RULES, WATCHERS, asked_of
 from .dispatch import Dispatch, every_token, with_broken_tokens
-from .executors import EXECUTORS, KEYS, SKIPPING, Branch, add_to_inactive, choose, read_prefix
+from .executors import EXECUTORS, KEYS, SKIPPING, Branch, choose, read_prefix
 from .macs import Count
 from .options import check_choice
 from .part import PLACES, Delta, Dispatcher, Part
@@ -165,7 +165,11 @@ class DynamicBranch(nn.Module):
         if not (self._words['parallel'] or self._words['inactive']):
             out = out.clone()  # executors of inference write into it
         for delta in self.deltas('inactive'):
-            out = add_to_inactive(out, delta(x[:, :read], state), dispatch, executor)
+            update = delta(x[:, :read], state)
+            if update.dim() == 1:  # for inactive tokens is for all tokens, of which the branch gives that much less
+                out, branch = out + update, _less(branch, update)
+            else:
+                out = out + (1 - dispatch.mask[:, :read]).to(out.dtype) * update
         if read is not None:
             return read_prefix(branch, x, out, dispatch, self.keys, executor)
         return EXECUTORS[executor](branch, x, out, dispatch, self.keys)  # eqs. (2), (5)
@@ -218,3 +222,8 @@ class DynamicBranch(nn.Module):
         run = BranchRun(reaches, asked, queries, keys, executor)
         for record in records:
             record.add(self, dispatch, run)
+
+
+def _less(branch: Branch, update: Tensor) -> Branch:
+    """The branch, whose updates are less by one vector (C,)."""
+    return lambda x, layout: branch(x, layout) - update

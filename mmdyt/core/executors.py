@@ -136,22 +136,6 @@ def read_prefix(
     return out + _noticing(update.flatten(0, 1), dispatch).view(out.shape)
 
 
-def add_to_inactive(out: Tensor, update: Tensor, dispatch: Dispatch, executor: str) -> Tensor:
-    """Give the inactive tokens what they get instead of the branch.
-
-    Args:
-        out: (B, N, C), or (B, read, C) of leading tokens; executors of inference overwrite it.
-        update: One vector (C,), or (B, N, C).
-        dispatch: What was decided.
-        executor: Of the branch.
-    """
-    if executor != 'fixed' or update.dim() > 1 or out.shape[1] < dispatch.order.shape[1]:
-        return out + (1 - dispatch.mask[:, : out.shape[1]]).to(out.dtype) * update
-    rows = dispatch.inactive_rows()
-    own = out.contiguous().flatten(0, 1)
-    return own.index_add_(0, rows, update.to(out.dtype).expand(len(rows), -1)).view(out.shape)
-
-
 def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
     """Which executor of inference runs.
 

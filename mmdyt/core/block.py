@@ -130,8 +130,9 @@ class Block(Rewritable, nn.Module):
 
     def run(self, step: str, x: Tensor, state: TokenState) -> Tensor:
         """Apply the token operations of a step."""
-        for operation in self.steps(step):
-            x = operation(x, state)
+        if step in self.dynamic:
+            for operation in self.steps(step):
+                x = operation(x, state)
         return x
 
     def _before_mlp(self, state: TokenState) -> TokenState:
@@ -155,6 +156,8 @@ class Block(Rewritable, nn.Module):
 
     def project(self, x: Tensor, rows: str) -> tuple[Tensor, ...]:
         """Some of queries, keys and values, (B, N, C) each, rewritten where parts say so."""
+        if not self._rewritten and rows == 'qkv':
+            return self.find('attn.qkv')(x).chunk(3, dim=-1)
         names = thirds(rows)
         by_row = any(self.rewrites(name) for name in thirds('qkv'))
         module, whole = self.find('attn.qkv'), self.rewrites('attn.qkv')

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .attention import Layout, check_tracing, exporting
 from .context import RECORDS, RULES, WATCHERS, asked_of
-from .dispatch import Dispatch, every_token, with_broken_tokens
+from .dispatch import Dispatch, EveryToken, with_broken_tokens
 from .executors import EXECUTORS, KEYS, SKIPPING, Branch, choose, read_prefix
 from .macs import Count
 from .options import check_choice
@@ -33,7 +33,7 @@ class NothingSkippedWarning(UserWarning):
 
 def run_all(dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
     """The rule of the complete model: every token runs; the dispatcher is not asked."""
-    return every_token(x, dispatcher.num_prefix_tokens + state.prompts)
+    return EveryToken(x, dispatcher.num_prefix_tokens + state.prompts)
 
 
 class BranchRun(NamedTuple):
@@ -178,7 +178,7 @@ class DynamicBranch(nn.Module):
         """What the dispatcher, or a rule from outside, decides."""
         if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self.learns()):
             # what is read is always active, and attends to all: there is nothing to decide about any patch token
-            return every_token(x[:, : state.read], state.prefix + state.prompts)
+            return EveryToken(x[:, : state.read], state.prefix + state.prompts)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
         return with_broken_tokens(decided, x)

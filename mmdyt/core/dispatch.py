@@ -104,9 +104,25 @@ class BestTokens(Dispatch):
         return (index + torch.arange(0, images * tokens, tokens, device=index.device)[:, None]).flatten()
 
 
-def every_token(x: Tensor, num_prefix_tokens: int) -> Dispatch:
-    """The dispatch of the complete model on tokens ``x`` (B, N, C); its mask takes no memory."""
-    return Dispatch(x.new_ones(()).expand(*x.shape[:2], 1), None, num_prefix_tokens, complete=True)
+class EveryToken(Dispatch):
+    """The decision that every token runs.
+
+    Args:
+        x: The tokens, (B, N, C).
+        num_prefix_tokens: As of :class:`Dispatch`.
+    """
+
+    def __init__(self, x: Tensor, num_prefix_tokens: int):
+        super().__init__(None, None, num_prefix_tokens, complete=True)
+        self._like = x.shape[:2], dict(dtype=x.dtype, device=x.device)
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, N, 1); made when somebody asks for it, and takes no memory."""
+        if self._mask is None:
+            shape, options = self._like
+            self._mask = torch.ones((), **options).expand(*shape, 1)
+        return self._mask
 
 
 def best_tokens(logits: Tensor, capacity: float, num_prefix_tokens: int) -> BestTokens:

@@ -139,9 +139,12 @@ class TokenDispatcher(Dispatcher):
 
     def _linear(self, x: Tensor) -> Tensor:
         """The gate in fp32 or wider, whatever autocast says."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        gate, dtype = self.gate, torch.promote_types(x.dtype, torch.float32)
+        tensors = x.to(dtype), gate.weight.to(dtype), gate.bias.to(dtype)
+        if not torch.is_autocast_enabled(x.device.type):  # the context takes as long as the product
+            return F.linear(*tensors)
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(dtype), self.gate.weight.to(dtype), self.gate.bias.to(dtype))
+            return F.linear(*tensors)
 
     def decide(self, logits: Tensor, prefix: int) -> Dispatch:
         """Noise-free decision from logits (B, N - P, 1), by the capacity or else by the threshold."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmdyt.core.block import Block, Place
 from mmdyt.core.part import parts
+from mmdyt.core.rewriting import at
 
 
 class DyTEncoderLayer(Block, TransformerEncoderLayer):
@@ -80,7 +81,7 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
             x = self.call('mlp.w3', ffn.norm(F.silu(gate) * value))
         else:
             for name, path in self._ffn_steps:
-                x = self.call(f'mlp.{name}', x) if name else self.get_submodule(path)(x)
+                x = self.call(f'mlp.{name}', x) if name else at(self, path)(x)
         return ffn.dropout_layer(ffn.gamma2(x))
 
 

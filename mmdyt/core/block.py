@@ -205,6 +205,12 @@ class Block(Rewritable, nn.Module):
         beside = {site: _beside(branch) for site, branch in self.branches().items()}
         return BlockCost(self.place.dim, query, key, row, beside)
 
+    def token_macs(self, site: str, tokens: int) -> int:
+        """Multiply-adds that one token saves which skips a branch, of N tokens that run it; parts beside it run on."""
+        cost, query = self.cost(), 2 * tokens * self.place.dim
+        attention = cost.query + query + (cost.key + query if self.dynamic[site].keys == 'active' else 0)
+        return sum(dict(attn=[attention], mlp=[cost.row], layer=[attention, cost.row])[site])
+
     def _linear_macs(self, name: str) -> int:
         """Multiply-adds of a linear layer for each token, with those of its rewrites."""
         out_features, in_features = self.widths(name)

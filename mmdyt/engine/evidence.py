@@ -17,7 +17,7 @@ from mmdyt.core.fit.mean_update import fit_mean_updates
 from mmdyt.core.fit.request import check_batches
 from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import dynamic_branches, record_dispatch
-from mmdyt.core.options import is_number
+from mmdyt.core.options import check_switches, is_number
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
@@ -38,6 +38,7 @@ def fit_host(
     train: DataLoader,
     num_batches: int,
     precision: Callable[[], AbstractContextManager] = nullcontext,
+    per_mac: bool = False,
 ) -> dict[str, float]:
     """Fit the dispatchers of a host model on training images, always the same ones, in the pipeline of training.
 
@@ -50,6 +51,7 @@ def fit_host(
         train: Whose images, pipeline and batch size are used.
         num_batches: How many batches, >= 1. They stay in memory meanwhile.
         precision: Makes the context in which losses are computed, automatic mixed precision, say.
+        per_mac: As of :func:`mmdyt.core.fit.evidence.fit_dispatchers`.
 
     Returns:
         As of :func:`mmdyt.core.fit.evidence.fit_dispatchers`.
@@ -64,7 +66,7 @@ def fit_host(
     with own, seeded(), unless_refused(host):
         losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
         fit_mean_updates(host, losses)
-        return fit_dispatchers(host, losses)
+        return fit_dispatchers(host, losses, per_mac=per_mac)
 
 
 def fit_sentence(explained: dict[str, float]) -> str:
@@ -106,6 +108,7 @@ class EvidenceHook(Hook):
         feature_weight: >= 0; from stage 2 on hold the features of the backbone to those that the complete model gives
             with the parameters of the end of stage 1, by this weight
             (:class:`mmdyt.core.teacher.FeatureTeacher`). Costs a forward pass without gradients in each step.
+        per_mac: Fit evidence per multiply-add, for branches that differ in cost (``attn_mlp``).
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no dispatchers, or such that
@@ -114,7 +117,14 @@ class EvidenceHook(Hook):
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
 
-    def __init__(self, begin: float = 0.15, end: float = 0.5, num_batches: int = 8, feature_weight: float = 0.0):
+    def __init__(
+        self,
+        begin: float = 0.15,
+        end: float = 0.5,
+        num_batches: int = 8,
+        feature_weight: float = 0.0,
+        per_mac: bool = False,
+    ):
         if not (is_number(begin) and 0 <= begin < 1):
             raise ValueError(f'begin must lie in [0, 1), got {begin!r}.')
         if not (is_number(end) and begin <= end <= 1):
@@ -125,7 +135,9 @@ class EvidenceHook(Hook):
         self.begin = begin
         self.end = end
         self.num_batches = num_batches
+        check_switches(per_mac=per_mac)
         self.feature_weight = feature_weight
+        self.per_mac = per_mac
         self._teacher: dict[str, torch.Tensor] | None = None  # of the checkpoint that is resumed
         self._open = ExitStack()
 
@@ -203,7 +215,7 @@ class EvidenceHook(Hook):
         # all processes, on the same batches: the losses of a host may wait for each other
         precision = partial(runner.optim_wrapper.optim_context, host)
         try:
-            explained = fit_host(host, runner.train_dataloader, self.num_batches, precision)
+            explained = fit_host(host, runner.train_dataloader, self.num_batches, precision, self.per_mac)
         except Exception:
             _save_as_it_is(runner)
             raise

@@ -1,8 +1,11 @@
 """Dispatchers are fitted to what skipping a token costs: derivatives, regression, and what the fit is good for."""
 
+import math
+
 import pytest
 import torch
 import torch.nn as nn
+from doubles import PlainLayer
 
 from mmdyt.core import context
 from mmdyt.core.branch import DynamicBranch
@@ -185,3 +188,23 @@ def test_a_calibration_that_fails_midway_leaves_every_threshold_and_capacity_as_
 def test_a_ridge_that_is_no_positive_number_is_refused(ridge):
     with pytest.raises(ValueError, match=f'^ridge must be a positive number, got {ridge!r}'):
         fit_dispatchers(build(), [lambda: 0], ridge)
+
+
+@pytest.mark.parametrize('keys', ['active', 'all'])
+def test_evidence_per_mac_divides_by_what_skipping_saves(keys):
+    """Counted by the block itself: what it costs with all tokens, less what it costs with one fewer."""
+    layer, x = PlainLayer(8, 32, 'attn_mlp', keys=keys), tokens()
+    for site in layer.sites:
+        layer.branch(site).add(TokenDispatcher(8, noise=False))
+    open_all(layer)
+    biases = []
+    for per_mac in (False, True):
+        fit_dispatchers(layer, [lambda: layer(x).square().sum()], per_mac=per_mac)
+        biases.append({site: layer.dynamic[site].dispatcher.gate.bias.item() for site in layer.sites})
+    n = x.shape[1]
+    everything = layer.macs(layer.expected(n, 1, dict(attn=n, mlp=n)))
+    saved = {site: everything - layer.macs(layer.expected(n, 1, {site: n - 1})) for site in layer.sites}
+    saved['attn'] += 2 * 8 * (keys == 'active')  # (n - 1)^2 is n^2 - 2 n + 1
+    ratio = math.log(saved['mlp'] / saved['attn'])
+    moved = {site: biases[0][site] - biases[1][site] for site in layer.sites}
+    assert moved['mlp'] - moved['attn'] == pytest.approx(ratio, abs=1e-5)

@@ -7,7 +7,7 @@ it, gives logits that mean the same in every branch, and one threshold for all o
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from ..block import Block
 from ..dispatch import Dispatch
 from ..observe import decisions, dynamic_branches, eval_mode
 from ..options import is_number
@@ -54,7 +55,7 @@ class _Moments:
         return weight, mean[-1] - weight @ mean[:-1], explained.item()
 
 
-def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> dict[str, float]:
+def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_mac: bool = False) -> dict[str, float]:
     """Set the gates of a model such that their logits predict the log evidence of each token.
 
     Evidence is the absolute derivative of the loss by the token's mask, in units of the image's mean over all its
@@ -73,6 +74,8 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
         model: Runs in eval mode, with the masks that it has; inactive tokens have evidence too.
         losses: Each returns a scalar loss of some images.
         ridge: Weight of the squared norm of the gate, in units of the mean variance of its inputs, > 0.
+        per_mac: Predict evidence per multiply-add that skipping saves: right for one threshold where branches differ
+            in cost, as attention and MLP do. The rate is then that of a budget of multiply-adds, not of tokens.
 
     Returns:
         The share of the variance of the log evidence that the fit explains, by branch name, of branches that patch
@@ -88,25 +91,41 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3) -> di
     if not losses:
         raise ValueError('losses must hold at least one loss, got none.')
     moments: dict[str, _Moments] = {}
+    tokens: dict[str, int] = {}
     with eval_mode(model):
         for loss in losses:
-            for name, (inputs, outcomes) in _log_evidence(model, dispatchers, loss).items():
+            for name, (inputs, outcomes, tokens[name]) in _log_evidence(model, dispatchers, loss).items():
                 found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
                 found.add(inputs, outcomes)
     if not all(found.count for found in moments.values()):
         raise ValueError('losses must give finite evidence for some image, got none. Has training diverged?')
-    explained = {}
+    explained, costs = {}, _log_costs(model, tokens) if per_mac else {}
     with torch.no_grad():
         for name, found in moments.items():
             weight, bias, explained[name] = found.solve(ridge)
-            dispatchers[name].set_gate(weight, bias)
+            dispatchers[name].set_gate(weight, bias - costs.get(name, 0.0))
     return explained
+
+
+def _log_costs(model: nn.Module, tokens: Mapping[str, int]) -> dict[str, float]:
+    """Logarithm of what skipping saves, in units of the mean over the branches, by branch name."""
+    blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
+    costs = {
+        branch: block.token_macs(site, tokens[branch])
+        for name, block in blocks.items()
+        for site in block.branches()
+        if (branch := f'{name}.dynamic.{site}'.lstrip('.')) in tokens
+    }
+    if costs.keys() != tokens.keys():
+        raise ValueError('per_mac must be False for branches outside a mmdyt.core.block.Block, got True.')
+    mean = sum(costs.values()) / len(costs)
+    return {name: math.log(cost / mean) for name, cost in costs.items()}
 
 
 def _log_evidence(
     model: nn.Module, dispatchers: dict[str, Dispatcher], loss: Callable[[], Tensor]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Inputs of the gates (M, C) and log evidence (M,) of one batch, by branch name."""
+) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """Inputs of the gates (M, C) and log evidence (M,) of one batch, and its tokens an image, by branch name."""
     with torch.enable_grad(), _differentiable_masks(model) as seen:
         value = loss() * SCALE
         found = {name: decided for name, decided in seen.items() if name in dispatchers}
@@ -123,7 +142,10 @@ def _log_evidence(
     mean = mean.where(mean.isfinite(), math.nan)  # an overflow anywhere spoils its image
     logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
     finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence
-    return {name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]]) for name in logs}
+    return {
+        name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]], found[name][1].mask.shape[1])
+        for name in logs
+    }
 
 
 @contextmanager

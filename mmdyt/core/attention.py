@@ -53,7 +53,7 @@ class Layout:
         """The tokens of ``x`` whose update is wanted: (B, read, C), (B, K, C), packed (1, K, C), or all of ``x``."""
         if self.rows is not None:
             found = x.flatten(0, 1).index_select(0, self.rows)
-            return found.unflatten(0, (1 if self.lengths is not None else len(x), -1))
+            return found.unflatten(0, (1 if self.lengths is not None else x.shape[0], -1))
         if self.read is None or self.lengths is None:
             return x[:, : self.read]
         starts = torch.tensor((0, *self.lengths()[:-1]), device=x.device).cumsum(0)

@@ -93,7 +93,8 @@ def fixed(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str 
     """As :func:`packed`, for decisions whose number of active tokens is known before any score: equal in all images.
 
     No shape depends on data: nothing waits for a GPU, attention among the active tokens needs no mask, and the model
-    can be exported. The arguments are those of :func:`masked`, ``dispatch`` a :class:`~mmdyt.core.dispatch.BestTokens`.
+    can be exported, with any number of images: that is read as ``shape[0]``, since ``torch.export`` takes ``len`` for a
+    constant. The arguments are those of :func:`masked`, ``dispatch`` a :class:`~mmdyt.core.dispatch.BestTokens`.
     """
     if dispatch.active == 0:
         return out
@@ -101,7 +102,7 @@ def fixed(branch: Branch, x: Tensor, out: Tensor, dispatch: Dispatch, keys: str 
         update = branch(x, Layout(rows=dispatch.rows()))
     else:
         active = x.flatten(0, 1).index_select(0, dispatch.rows())
-        update = branch(active.view(len(x), dispatch.active, x.shape[2]), DENSE)
+        update = branch(active.view(x.shape[0], dispatch.active, x.shape[2]), DENSE)
     return _scatter(update.flatten(0, 1), out, dispatch)
 
 
@@ -130,7 +131,7 @@ def read_prefix(
         return out + branch(x, Layout(keys=_hidden(dispatch).keys, read=read))
     active = x.flatten(0, 1).index_select(0, dispatch.rows())
     if executor == 'fixed':
-        update = branch(active.view(len(x), dispatch.active, x.shape[2]), Layout(read=read))
+        update = branch(active.view(x.shape[0], dispatch.active, x.shape[2]), Layout(read=read))
     else:
         update = branch(active.unsqueeze(0), Layout(lengths=Lengths(dispatch.mask), read=read))
     return out + _noticing(update.flatten(0, 1), dispatch).view(out.shape)
@@ -192,7 +193,7 @@ def _noticing(update: Tensor, dispatch: Dispatch) -> Tensor:
     if dispatch.active != dispatch.num_prefix_tokens or not dispatch.logits.shape[1]:
         return update
     broken = (0 * dispatch.logits).sum(dim=1, keepdim=True).to(update.dtype)  # (B, 1, 1)
-    return (update.unflatten(0, (len(broken), -1)) + broken).view(update.shape)
+    return (update.unflatten(0, (broken.shape[0], -1)) + broken).view(update.shape)
 
 
 SKIPPING = ('packed', 'fixed')

@@ -44,7 +44,7 @@ class TokenState:
         """
         before, after = x[:, : self.prefix], x[:, self.prefix + self.prompts :]
         self.prompts = prompts.shape[-2]
-        return torch.cat([before, prompts.to(x.dtype).expand(len(x), -1, -1), after], dim=1)
+        return torch.cat([before, prompts.to(x.dtype).expand(x.shape[0], -1, -1), after], dim=1)
 
     def restore(self, x: Tensor) -> Tensor:
         """The tokens as the host laid them out, without what parts inserted: what its outputs are made of."""

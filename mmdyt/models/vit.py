@@ -188,9 +188,9 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of images, or of clips: their frames are folded into the batch, here or by a 2D recognizer."""
         if x.dim() != 5:
-            if len(x) % self.frames_per_clip:
+            if x.shape[0] % self.frames_per_clip:
                 raise ValueError(
-                    f'frames_per_clip must divide the frames of a batch, got {self.frames_per_clip} and {len(x)}.'
+                    f'frames_per_clip must divide the frames of a batch, got {self.frames_per_clip} and {x.shape[0]}.'
                 )
             return self._forward_images(x, self.frames_per_clip)
         if self.frames_per_clip not in (1, x.shape[2]):
@@ -227,7 +227,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         if conv.bias is None and bias is not None:
             x = x + bias.to(x.dtype)  # a shift that the layer has no place for
         if self.cls_token is not None:
-            x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1)
         positions = resize_pos_embed(
             self.pos_embed,
             self.patch_resolution,

@@ -58,7 +58,7 @@ class Prompts(TokenOp):
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Put the prompts into the sequence."""
-        tokens = self.tokens.expand(len(x), -1, -1)  # each image loses entries of its own
+        tokens = self.tokens.expand(x.shape[0], -1, -1)  # each image loses entries of its own
         return state.insert(x, F.dropout(tokens, self.dropout, self.training))
 
     def prompts(self) -> int:

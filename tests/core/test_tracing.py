@@ -5,16 +5,30 @@ import io
 import pytest
 import torch
 from doubles import Fixed, Gate, PlainLayer, Update
+from static_graphs import export_any_batch, not_static
 
+from mmdyt.core.dispatch import best_tokens
+
+VARIANTS = [('mlp', 'active'), *((d, keys) for d in ('attn', 'attn_mlp', 'layer') for keys in ('active', 'all'))]
+CAPACITY = dict(none=0.0, some=0.5, all=1.0)
 IMAGES = torch.randn(2, 2, 9, 16, generator=torch.Generator().manual_seed(1))
 
 
-def build(dispatch, inference):
+class BestGate(Gate):
+    """Takes as many tokens of each image as its capacity says."""
+
+    capacity = 0.5
+
+    def forward(self, x, state=None):
+        return best_tokens(self._score(x, state), self.capacity, self._prefix(state))
+
+
+def build(dispatch, inference, keys='active', gate=Gate):
     torch.manual_seed(0)
-    layer = PlainLayer(dispatch=dispatch, inference=inference)
+    layer = PlainLayer(dispatch=dispatch, inference=inference, keys=keys)
     for site in layer.sites:
         layer.branch(site).add(Update(16))
-        layer.branch(site).add(Gate(16))
+        layer.branch(site).add(gate(16))
     return layer.eval()
 
 
@@ -64,3 +78,36 @@ def test_a_packed_mlp_is_traced_unless_the_example_has_no_active_token():
         torch.testing.assert_close(traced(layer, IMAGES[0])(IMAGES[1]), layer(IMAGES[1]))
         with pytest.raises(RuntimeError, match="^inference must be 'fixed' or 'masked' to trace"):
             traced(idle.eval(), IMAGES[0])
+
+
+@pytest.mark.parametrize('capacity', CAPACITY)
+@pytest.mark.parametrize(('dispatch', 'keys'), VARIANTS)
+def test_fixed_is_exported_statically_for_any_number_of_images(dispatch, keys, capacity):
+    layer = build(dispatch, 'fixed', keys, BestGate)
+    for site in layer.sites:
+        layer.branch(site).dispatcher.capacity = CAPACITY[capacity]
+    with torch.no_grad():
+        program = export_any_batch(layer, IMAGES[0])
+        assert not_static(program) == []
+        run = program.module()
+        for images in (IMAGES[1], IMAGES[1, :1], torch.randn(5, 9, 16)):
+            torch.testing.assert_close(run(images), layer(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(('dispatch', 'keys'), VARIANTS)
+def test_fixed_is_compiled_as_one_graph(dispatch, keys):
+    layer = build(dispatch, 'fixed', keys, BestGate)
+    torch._dynamo.reset()
+    run = torch.compile(layer, fullgraph=True, backend='eager')
+    with torch.no_grad():
+        for images in (IMAGES[0], IMAGES[1], IMAGES[1, :1], torch.randn(5, 9, 16)):
+            torch.testing.assert_close(run(images), layer(images), rtol=0, atol=1e-6)
+
+
+def test_what_is_not_static_is_seen():
+    class Waits(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(0, 1).index_select(0, (x[..., 0] > 0).flatten().nonzero().squeeze(1))
+
+    found = not_static(export_any_batch(Waits(), IMAGES[0]))
+    assert any('nonzero' in name for name in found) and any('shape' in name for name in found)

@@ -44,6 +44,7 @@ class DyTEncoderLayer(Block, TransformerEncoderLayer):
         self.embed_dims = layer.embed_dims
         self.ln1, self.attn, self.ln2, self.ffn = layer.ln1, layer.attn, layer.ln2, layer.ffn
         self.num_heads, self.attn_drop = self.attn.num_heads, self.attn.attn_drop
+        _plain_rates(self)
         self._ffn_steps = _ffn_steps(self.ffn)
         attn = {'attn.norm': 'ln1', 'attn.qkv': 'attn.qkv', 'attn.proj': 'attn.proj', 'mlp.norm': 'ln2'}
         self._paths = attn | {f'mlp.{name}': path for name, path in self._ffn_steps if name}
@@ -97,6 +98,13 @@ def _ffn_steps(ffn: nn.Module) -> list[tuple[str, str]]:
             name = f'fc{linears}' if isinstance(module, nn.Linear) else ''
             steps.append((name, f'ffn.layers.{i}' if inner is None else f'ffn.layers.{i}.{j}'))
     return steps
+
+
+def _plain_rates(layer: nn.Module) -> None:
+    """Make the rates of drop path Python's numbers: mmpretrain has NumPy's, on which ``torch.compile`` stumbles."""
+    for module in layer.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = float(module.drop_prob)
 
 
 def _drops_paths(branch: nn.Module) -> bool:

@@ -23,6 +23,7 @@ WITHIN = dict(
     registry=(),
     compat=('mmdyt.files',),
     files=(),
+    timm_weights=(),
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart
 OWN = {

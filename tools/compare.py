@@ -24,11 +24,11 @@ compat.install()
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
 
 from mmdyt import preflight
 from mmdyt.engine.comparison import Trials, choose_metric, rows, stored, to_csv, to_markdown
 from mmdyt.engine.comparison_plot import plot
+from mmdyt.engine.parameters import count_tuned
 from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train
 from mmdyt.engine.step_time import StepTimes, device_name
 from mmdyt.files import write_json, write_text
@@ -199,16 +199,6 @@ def gather(comparison: Comparison, times: Mapping[str, Mapping]) -> list[Trials]
     for one in found.values():
         one.step_time = times.get(one.method, {}).get('ratio')
     return list(found.values())
-
-
-def count_tuned(cfg: Config) -> dict[str, int]:
-    """Trained parameters of the backbone, and of all behind it."""
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    tuned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    backbone = sum(number for name, number in tuned.items() if name.startswith('backbone.'))
-    return dict(tuned=backbone, head=sum(tuned.values()) - backbone)
 
 
 def write(comparison: Comparison, times: Mapping[str, Mapping]) -> str:

@@ -1,7 +1,10 @@
-"""Say once, at the start, what is tuned and what is frozen."""
+"""What is tuned and what is frozen: said once at the start of a run, or counted from a config."""
 
+import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.registry import MODELS, init_default_scope
 
 from mmdyt.core.tuning import count_parameters, count_tuned_parts
 from mmdyt.registry import HOOKS
@@ -22,3 +25,17 @@ class ParameterReportHook(Hook):
             f'Parameters (M): {count["tuned"] / 1e6:.3f} tuned ({listed}, everything else {rest / 1e6:.3f}), '
             f'{count["frozen"] / 1e6:.3f} frozen.'
         )
+
+
+def count_tuned(cfg: Config) -> dict[str, int]:
+    """Trained parameters of the backbone, ``tuned``, and of all behind it, ``head``; no tensor is filled.
+
+    Args:
+        cfg: A config whose modules are imported.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    tuned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    backbone = sum(number for name, number in tuned.items() if name.startswith('backbone.'))
+    return dict(tuned=backbone, head=sum(tuned.values()) - backbone)

@@ -116,8 +116,8 @@ def _check_sizes(arch: str | Mapping) -> None:
 
 
 def _check_pixels(**options: object) -> None:
-    """Refuse a side of an image or patch that has no pixel."""
+    """Refuse a side of an image or patch that has no pixel, and a list of one, which mmpretrain cannot unpack."""
     for name, value in options.items():
-        sides = value if isinstance(value, list | tuple) else [value]
-        if not (len(sides) in (1, 2) and all(is_integer(side) and side >= 1 for side in sides)):
-            raise ValueError(f'{name} must be one or two positive integers, got {value!r}.')
+        sides = value if isinstance(value, list | tuple) else [value, value]
+        if not (len(sides) == 2 and all(is_integer(side) and side >= 1 for side in sides)):
+            raise ValueError(f'{name} must be a positive integer, or a list of two, (height, width), got {value!r}.')

@@ -28,7 +28,7 @@ from mmdyt.core.options import is_integer, is_number
 
 from .datasets import fetches_itself, nested
 from .dry_run import HOSTS, check_metrics, run_evaluation, run_training, run_update
-from .keys import check_paramwise
+from .keys import check_paramwise, own_keys
 from .loops import check_ends, check_lengths, check_not_empty
 from .names import near
 from .refusals import part
@@ -192,7 +192,7 @@ class Rehearsal(Runner):
     def prepare_optimizer(self) -> None:
         """Build what steps; it needs no data."""
         with part('optim_wrapper'):
-            check_paramwise(self.optim_wrapper)
+            check_paramwise(self.optim_wrapper, own_keys(self.cfg))
             self.optim_wrapper = self.build_optim_wrapper(self.optim_wrapper)
             _check_rates(self.optim_wrapper)
         with part('auto_scale_lr'):

@@ -15,7 +15,7 @@ from mmengine.utils import import_modules_from_strings
 from .build import check_build, untouched
 from .checkpoints import AUXILIARY, check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
 from .datasets import check_data, head_classes
-from .keys import KNOWN, check_arguments, check_keys
+from .keys import KNOWN, check_arguments, check_keys, own_keys
 from .labels import check_labels
 from .names import check_types, name_of
 from .processes import check_runner, keep_wrapper, use_cpu_processes
@@ -63,7 +63,7 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
     used = {key: value for key, value in cfg.items() if key in KNOWN and key not in unused}
     # heads and backbones have types of their own in a model: whether all are known, only building it tells
     check_types({key: value for key, value in used.items() if key not in ('model', 'tta_model')}, scope)
-    check_arguments(used, scope)
+    check_arguments(used, scope, own=own_keys(cfg))
     with untouched():
         check_labels(cfg, loops)
     pretrained = list(pretrained_cfgs(cfg.model, 'model')) if train else []

@@ -12,7 +12,8 @@ from .names import find, is_foreign, near
 
 # what mmengine, the hosts and the tools read besides the arguments of a runner
 READ = ('custom_imports', 'runner_type', 'strategy', 'compile', 'model_wrapper_cfg', 'find_unused_parameters',
-        'sync_bn', 'activation_checkpointing', 'efficient_conv_bn_eval', 'tta_model', 'tta_pipeline')  # fmt: skip
+        'sync_bn', 'activation_checkpointing', 'efficient_conv_bn_eval', 'tta_model', 'tta_pipeline',
+        'own_keys')  # fmt: skip
 KNOWN = (*(set(signature(Runner).parameters) - {'cfg'}), *READ)
 PARAMWISE = ('custom_keys', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult', 'dwconv_decay_mult',
              'dcn_offset_lr_mult', 'flat_decay_mult', 'bypass_duplicate')  # fmt: skip
@@ -25,9 +26,23 @@ def check_keys(cfg: Config) -> None:
 
     Raises:
         KeyError: Naming both.
+        ValueError: If ``own_keys`` is no list of names.
     """
+    own = own_keys(cfg)
     for key in cfg:
-        _check_near(key, KNOWN, 'config')
+        _check_near(key, KNOWN, 'config', own)
+
+
+def own_keys(cfg: Mapping) -> Sequence[str]:
+    """Names that a config lists as read by code of the user's own, however near they are to others.
+
+    Raises:
+        ValueError: If it lists something else.
+    """
+    own = cfg.get('own_keys') or []
+    if not (isinstance(own, list | tuple) and all(isinstance(key, str) for key in own)):
+        raise ValueError(f'own_keys must be a list of names, got {own!r}.')
+    return own
 
 
 def check_options(cfg: Config, options: Mapping) -> None:
@@ -47,20 +62,21 @@ def check_options(cfg: Config, options: Mapping) -> None:
             raise KeyError(f'--cfg-options must name a key of the config, got {option}.{near(key, known)}')
 
 
-def check_arguments(node, scope: str, where: str = '') -> None:
+def check_arguments(node, scope: str, where: str = '', own: Sequence[str] = ()) -> None:
     """Refuse a misspelt argument of a class that takes any; others refuse it themselves, but later.
 
     Args:
         node: A config, or a part of one; its types are registered.
         scope: The default scope.
         where: Path of ``node`` in the config, for the message.
+        own: Of :func:`own_keys`.
 
     Raises:
         KeyError: Naming both.
     """
     if isinstance(node, list | tuple):
         for i, value in enumerate(node):
-            check_arguments(value, scope, f'{where}[{i}]')
+            check_arguments(value, scope, f'{where}[{i}]', own)
     if not isinstance(node, dict):
         return
     scope = node.get('_scope_', scope)
@@ -70,8 +86,8 @@ def check_arguments(node, scope: str, where: str = '') -> None:
     found = find(kind, scope) if isinstance(kind, str) else kind
     known = _arguments(found) if isinstance(found, type) else []
     for key, value in node.items():
-        _check_near(key, known, where.lstrip('.'))
-        check_arguments(value, scope, f'{where}.{key}')
+        _check_near(key, known, where.lstrip('.'), own)
+        check_arguments(value, scope, f'{where}.{key}', own)
 
 
 def _arguments(kind: type) -> list[str]:
@@ -87,8 +103,12 @@ def _names(constructor) -> list[str]:
         return []
 
 
-def check_paramwise(optim_wrapper: Mapping) -> None:
+def check_paramwise(optim_wrapper: Mapping, own: Sequence[str] = ()) -> None:
     """Refuse a misspelt key of ``paramwise_cfg``, or one in the wrong place: nobody would know.
+
+    Args:
+        optim_wrapper: Its config.
+        own: Of :func:`own_keys`.
 
     Raises:
         KeyError: Naming what it must be.
@@ -97,17 +117,20 @@ def check_paramwise(optim_wrapper: Mapping) -> None:
     if not isinstance(paramwise, Mapping):
         return
     for key in paramwise:
-        if key in MULTIPLIERS or misspelt(key, MULTIPLIERS):
+        if key in MULTIPLIERS or key not in own and misspelt(key, MULTIPLIERS):
             raise KeyError(f'paramwise_cfg must have {key} in custom_keys, by names of parameters, got it in none.')
-        _check_near(key, PARAMWISE, 'paramwise_cfg')
+        _check_near(key, PARAMWISE, 'paramwise_cfg', own)
     for name, options in (paramwise.get('custom_keys') or {}).items():
         for key in options if isinstance(options, Mapping) else ():
-            _check_near(key, MULTIPLIERS, f'paramwise_cfg.custom_keys.{name}')
+            _check_near(key, MULTIPLIERS, f'paramwise_cfg.custom_keys.{name}', own)
 
 
-def _check_near(key: str, known: Sequence[str], where: str) -> None:
-    if isinstance(key, str) and key not in known and (meant := misspelt(key, known)):
-        raise KeyError(f'{where} must have no key that nothing reads, got {key}. Did you mean {meant}?')
+def _check_near(key: str, known: Sequence[str], where: str, own: Sequence[str]) -> None:
+    if isinstance(key, str) and key not in (*known, *own) and (meant := misspelt(key, known)):
+        raise KeyError(
+            f'{where} must have no key that nothing reads, got {key}. Did you mean {meant}? If code of your own reads '
+            f'it, say so at the top of the config: own_keys = [{key!r}].'
+        )
 
 
 def misspelt(key: str, known: Sequence[str]) -> str | None:

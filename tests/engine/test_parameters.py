@@ -3,10 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch.nn as nn
+from conftest import TINY_ARCH
+from mmengine.config import Config
 from mmengine.registry import HOOKS
 
 import mmdyt.engine  # noqa: F401  registers
+import mmdyt.models.classifier  # noqa: F401  registers
 from mmdyt.core.part import Delta, Dispatcher
+from mmdyt.engine.parameters import count_tuned
 
 
 class Adapter(nn.Linear, Delta):
@@ -28,3 +32,23 @@ def test_the_report_says_what_is_tuned(caplog, wrap):
     assert caplog.messages == [
         'Parameters (M): 0.080 tuned (adapters 0.030, dispatchers 0.010, everything else 0.040), 0.500 frozen.'
     ]
+
+
+C, DEPTH, CLASSES = TINY_ARCH['embed_dims'], TINY_ARCH['num_layers'], 5
+HEAD = CLASSES * (C + 1)
+
+
+@pytest.mark.parametrize(
+    ('options', 'backbone'),
+    [
+        (dict(), 0),
+        (dict(adapter=dict(type='mmdyt.Adapter', bottleneck=4)), DEPTH * (2 * 4 * C + 4 + C)),
+        (dict(tuned=['pos_embed']), 5 * C),  # a class token and 2 x 2 patches
+    ],
+)
+def test_trained_parameters_of_a_config_are_counted_in_backbone_and_head(options, backbone):
+    plain = dict(adapter=None, dispatcher=None)
+    vit = dict(type='mmdyt.DyTVisionTransformer', arch=dict(TINY_ARCH), img_size=32, patch_size=16) | plain | options
+    head = dict(type='VisionTransformerClsHead', num_classes=CLASSES, in_channels=C)
+    model = dict(type='mmdyt.DyTImageClassifier', backbone=vit, head=head)
+    assert count_tuned(Config(dict(default_scope='mmpretrain', model=model))) == dict(tuned=backbone, head=HEAD)

@@ -270,6 +270,22 @@ class TestMistakes:
         with pytest.raises(ValueError, match=message):
             DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, **arguments)
 
+    @pytest.mark.parametrize('name', ['img_size', 'patch_size'])
+    @pytest.mark.parametrize(
+        ('value', 'passes'),
+        [(16, True), ((16, 16), True), ([16, 16], True), ([16], False), ((16,), False), ([], False),
+         ([16, 16, 16], False), (0, False), ((16, 0), False), (16.0, False), ('16', False)],
+    )  # fmt: skip
+    def test_sides_are_those_that_mmpretrain_takes(self, name, value, passes):
+        sizes = dict(img_size=32, patch_size=8) | {name: value}
+        if passes:
+            assert VisionTransformer(arch=TINY, **sizes).patch_resolution == (
+                DyTVisionTransformer(arch=TINY, **sizes).patch_resolution
+            )
+            return
+        with pytest.raises(ValueError, match=f'{name} must be a positive integer, or a list of two, .* got '):
+            DyTVisionTransformer(arch=TINY, **sizes)
+
     def test_unread_layers_are_warned_of(self):
         with pytest.warns(UserWarning, match=r'out_indices \[0, 1\] leave the layers after 1 unread'):
             DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, out_indices=(0, 1))

@@ -13,7 +13,7 @@ from mmdyt import preflight
 from mmdyt.preflight.check import check_lora
 from mmdyt.preflight.checkpoints import check_fit, read_tensors
 from mmdyt.preflight.datasets import check_data
-from mmdyt.preflight.keys import check_keys, check_options, check_paramwise
+from mmdyt.preflight.keys import check_arguments, check_keys, check_options, check_paramwise
 from mmdyt.preflight.names import check_types
 
 PYTHON_CONFIG = """
@@ -204,6 +204,40 @@ def test_variables_of_a_config_are_the_users_own(key):
 def test_misspelt_keys_of_a_config_are_refused(key, meant):
     with pytest.raises(KeyError, match=f'got {key}. Did you mean {meant}'):
         check_keys(Config({key: 1, meant: 2}))
+
+
+# a key near a known one, and the check of a config that has it
+NEAR = {
+    'eval_dataloader': check_keys,
+    'test_dataloaders': check_keys,
+    'intervals': lambda cfg: check_arguments(
+        dict(type='CheckpointHook', intervals=3), 'mmengine', 'default_hooks.checkpoint', cfg.own_keys
+    ),
+    'bias_lr_mul': lambda cfg: check_paramwise(dict(paramwise_cfg=dict(bias_lr_mul=2)), cfg.own_keys),
+    'lr_mul': lambda cfg: check_paramwise(dict(paramwise_cfg=dict(lr_mul=2)), cfg.own_keys),
+    'decay_mlt': lambda cfg: check_paramwise(
+        dict(paramwise_cfg=dict(custom_keys=dict(head=dict(decay_mlt=2)))), cfg.own_keys
+    ),
+}
+
+
+@pytest.mark.parametrize('key', NEAR)
+def test_a_key_near_another_passes_where_the_config_says_that_own_code_reads_it(key):
+    with pytest.raises(KeyError, match=key):
+        NEAR[key](Config({key: 1, 'own_keys': []}))
+    NEAR[key](Config({key: 1, 'own_keys': [key]}))
+
+
+@pytest.mark.parametrize('key', ['eval_dataloader', 'custom_hook'])
+def test_the_refusal_of_a_key_says_how_to_keep_it(key):
+    with pytest.raises(KeyError, match=rf"top of the config: own_keys = \['{key}'\]\."):
+        check_keys(Config({key: 1}))
+
+
+@pytest.mark.parametrize('own', ['eval_dataloader', [1], dict(eval_dataloader=1)])
+def test_own_keys_are_a_list_of_names(own):
+    with pytest.raises(ValueError, match='own_keys must be a list of names, got '):
+        check_keys(Config(dict(own_keys=own)))
 
 
 def test_options_that_a_config_has_or_a_host_reads_pass():

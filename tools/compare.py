@@ -30,6 +30,7 @@ from mmdyt import preflight
 from mmdyt.engine.comparison import Trials, choose_metric, rows, stored, to_csv, to_markdown
 from mmdyt.engine.comparison_plot import plot
 from mmdyt.engine.runs import FILE, Outcome, Run, known, last_step, outcome, split_word, train
+from mmdyt.engine.shapes import shapes_only
 from mmdyt.engine.step_time import StepTimes, device_name
 from mmdyt.files import write_json, write_text
 from mmdyt.preflight.fingerprint import digest, fingerprint, versions
@@ -204,7 +205,7 @@ def gather(comparison: Comparison, times: Mapping[str, Mapping]) -> list[Trials]
 def count_tuned(cfg: Config) -> dict[str, int]:
     """Trained parameters of the backbone, and of all behind it."""
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with torch.device('meta'):
+    with shapes_only():
         model = MODELS.build(cfg.model)
     tuned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     backbone = sum(number for name, number in tuned.items() if name.startswith('backbone.'))

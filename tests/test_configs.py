@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmdyt import compat
+from mmdyt.engine.shapes import shapes_only
 from mmdyt.preflight.methods import known_methods, read_method
 from mmdyt.preflight.names import check_types
 
@@ -30,7 +30,7 @@ def test_config_parses_and_its_model_builds(path):
     cfg = Config.fromfile(path, import_custom_modules=False)
     import_modules_from_strings(**cfg.custom_imports)
     check_types(cfg, cfg.default_scope)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device('meta'):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), shapes_only():
         MODELS.build(cfg.model)
 
 

@@ -20,6 +20,7 @@ from mmdyt import preflight
 from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.tuning import count_parameters
 from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs
+from mmdyt.engine.shapes import shapes_only
 from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.names import check_types
 
@@ -47,7 +48,7 @@ def build_host(cfg: Config) -> nn.Module:
     import_modules_from_strings(**cfg.get('custom_imports', dict(imports=[])))
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     check_types(dict(model=cfg.model), cfg.get('default_scope', 'mmengine'))
-    with torch.device('meta'):
+    with shapes_only():
         return find_host(MODELS.build(cfg.model)).eval()
 
 

@@ -1,12 +1,12 @@
 """What is tuned and what is frozen: said once at the start of a run, or counted from a config."""
 
-import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 from mmdyt.core.tuning import count_parameters, count_tuned_parts
+from mmdyt.engine.shapes import shapes_only
 from mmdyt.registry import HOOKS
 
 
@@ -34,7 +34,7 @@ def count_tuned(cfg: Config) -> dict[str, int]:
         cfg: A config whose modules are imported.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with torch.device('meta'):
+    with shapes_only():
         model = MODELS.build(cfg.model)
     tuned = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
     backbone = sum(number for name, number in tuned.items() if name.startswith('backbone.'))

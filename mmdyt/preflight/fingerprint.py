@@ -24,6 +24,7 @@ NOT_RUN = (
     'preflight',
     'files.py',
     'compat/saving.py',
+    'engine/benchmark',
     'engine/runs.py',
     'engine/step_time.py',
     'engine/comparison.py',

@@ -1,0 +1,207 @@
+"""Time the inference of a model beside that of its plain ViT, and what it really ran beside what that costs.
+
+python tools/benchmark.py configs/dyt/vitti_cifar100_1k.py [CHECKPOINT] --rate 0.5 0.7 --batch 1 8 32 [--json FILE]
+"""
+
+import argparse
+import copy
+import os
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else torch's profiler, which tells the memory, says when it starts
+
+from mmdyt import compat
+
+compat.install()
+
+import torch.nn as nn
+from mmengine.config import Config
+from mmengine.registry import MODELS
+from mmengine.runner import Runner, load_checkpoint, set_random_seed
+from mmengine.utils import ProgressBar
+
+from mmdyt import preflight
+from mmdyt.core.observe import dynamic_branches
+from mmdyt.engine.benchmark.break_even import break_even, count_break_even_rounds
+from mmdyt.engine.benchmark.images import Images, generated_images, pool_size, real_images
+from mmdyt.engine.benchmark.measure import count_rounds, measure
+from mmdyt.engine.benchmark.report import machine, table
+from mmdyt.engine.benchmark.request import DEVICES, DTYPES, RULES, TIMED, BenchmarkRequest
+from mmdyt.engine.benchmark.variants import Build, build_variants
+from mmdyt.engine.flops import find_host, is_recognizer
+from mmdyt.files import check_out_file, write_json
+from mmdyt.preflight.checkpoints import check_exists, pretrained_cfgs
+from mmdyt.preflight.fingerprint import versions
+
+LOADER = 'test_dataloader'
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Time forward passes of a model (adapter), of its plain ViT (dense) and of the dispatched model '
+        '(dyt). They take turns on the same images, other ones in each round. See docs/benchmarks.md.'
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='checkpoint file; without one the gates are random')
+    parser.add_argument('--batch', nargs='+', type=int, default=[1, 8], help='images of a pass, or views of clips')
+    parser.add_argument('--device', nargs='+', default=[], help=f'{", ".join(DEVICES)}; default: cuda if it is there')
+    parser.add_argument('--dtype', nargs='+', default=['fp32'], help=', '.join(DTYPES))
+    parser.add_argument('--rate', nargs='+', type=float, default=[], help='activation rates to set on the images')
+    parser.add_argument('--rule', default=RULES[0], help=f'of --rate: {", ".join(RULES)}')
+    parser.add_argument('--inference', nargs='+', default=[], help='executors: auto, packed, fixed, masked')
+    parser.add_argument('--dispatch', nargs='+', default=[], help='mlp, attn, attn_mlp, layer; not with a checkpoint')
+    parser.add_argument('--keys', nargs='+', default=[], help='active, all; not with a checkpoint')
+    parser.add_argument('--part', default=TIMED[0], help=f'what is timed: {", ".join(TIMED)}')
+    parser.add_argument('--compile', action='store_true', help='time each variant under torch.compile, too')
+    parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='default: that of the test images')
+    parser.add_argument('--rounds', type=int, default=20, help='timed passes of each variant')
+    parser.add_argument('--threads', type=int, default=1, help='threads of torch on a CPU')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the results')
+    parser.add_argument('--write-break-even', type=Path, metavar='FILE', help='find out at which rate skipping pays')
+    preflight.add_method_arguments(parser)
+    parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args()
+
+
+def check_request(args: argparse.Namespace) -> BenchmarkRequest:
+    """What the user asks for; refuses what cannot be, before anything is built."""
+    for name in ('json', 'write_break_even'):
+        if getattr(args, name):
+            check_out_file(f'--{name.replace("_", "-")}', getattr(args, name))
+    for name in ('dispatch', 'keys'):
+        if args.checkpoint and getattr(args, name):
+            raise ValueError(
+                f'--{name} must be left out with a checkpoint, trained with one, got {getattr(args, name)}.'
+            )
+    names = ('batch', 'device', 'dtype', 'rate', 'inference', 'dispatch', 'keys')
+    words = {name: tuple(getattr(args, name)) for name in names}
+    plain = {name: getattr(args, name) for name in ('rule', 'rounds', 'threads', 'seed', 'shape', 'part')}
+    return BenchmarkRequest(**words, **plain, compiled=args.compile)
+
+
+def load(args: argparse.Namespace) -> tuple[Config, Build, str]:
+    """The checked config, what builds its model, and where the weights come from."""
+    cfg = preflight.load_config(args)
+    if args.checkpoint:
+        check_exists('checkpoint', args.checkpoint)
+    cfg.load_from = args.checkpoint
+    preflight.check(cfg, loops=())
+    bases = [init_cfg.get('checkpoint') for _, init_cfg in pretrained_cfgs(cfg.model, 'model')]
+    there = bool(bases) and all(Path(path).expanduser().is_file() for path in bases)
+    weights = 'checkpoint' if args.checkpoint else 'base' if there else 'random'
+    return cfg, partial(build, cfg, args.checkpoint, there, args.seed), weights
+
+
+def build(cfg: Config, checkpoint: str | None, pretrained: bool, seed: int, **changes) -> nn.Module:
+    """The config's model with other arguments of its backbone.
+
+    Args:
+        cfg: The checked config.
+        checkpoint: Of the unchanged model.
+        pretrained: Whether the frozen base of the config is loaded where there is no checkpoint.
+        seed: Of random weights.
+        **changes: Arguments of the backbone; a changed model takes its weights from the unchanged one.
+    """
+    set_random_seed(seed)
+    model = copy.deepcopy(cfg.model)
+    model.backbone.update(changes)
+    host = find_host(MODELS.build(model))
+    if not changes and checkpoint:
+        load_checkpoint(host, checkpoint, map_location='cpu', logger='silent')
+    elif not changes and pretrained:
+        host.init_weights()
+    return host
+
+
+def get_images(cfg: Config, host: nn.Module, request: BenchmarkRequest) -> Images:
+    """Those of the test set if its files are there, else generated ones."""
+    number = pool_size(request.batch, request.rounds)
+    shape = request.shape and tuple(request.shape)
+    try:
+        if cfg.get(LOADER) is None:
+            raise FileNotFoundError(f'config has no {LOADER}.')
+        preflight.check_images(cfg, [LOADER])
+    except FileNotFoundError as error:
+        print(f'Generated images: {error}', flush=True)
+        frames = view_frames(cfg) if is_recognizer(host) else None
+        return generated_images(host, number, shape, frames, request.seed)
+    loader = Runner.build_dataloader(dict(cfg[LOADER], batch_size=1, num_workers=0, persistent_workers=False))
+    return real_images(host, loader, number, shape, request.seed)
+
+
+def view_frames(cfg: Config) -> int:
+    """Frames of a view, as the test pipeline samples them."""
+    steps = (cfg.get(LOADER) or {}).get('dataset', {}).get('pipeline') or []
+    frames = next((step['clip_len'] for step in steps if step.get('clip_len')), None)
+    if frames is None:
+        raise ValueError(f'{LOADER}.dataset.pipeline must have a step with a clip_len, got none.')
+    return frames
+
+
+def about(args: argparse.Namespace, cfg: Config, request: BenchmarkRequest, images: Images, weights: str) -> dict:
+    """What the results depend on."""
+    return dict(
+        command=sys.argv,
+        config=args.config,
+        method=args.method,
+        checkpoint=args.checkpoint,
+        weights=weights,
+        gates='checkpoint' if args.checkpoint else 'random',
+        images=images.source,
+        image_count=len(images.pool),
+        part=request.part,
+        rule=request.rule if request.rate else None,
+        rounds=request.rounds,
+        threads=request.threads,
+        seed=request.seed,
+        machine=machine(),
+        versions=versions(cfg),
+    )
+
+
+def main() -> None:
+    """Check everything the user typed, then time, print and write."""
+    args = parse_args()
+    with preflight.clean_exit():
+        request = check_request(args)
+        cfg, builder, weights = load(args)
+        host = builder()
+        if not dynamic_branches(host):
+            for name in ('rate', 'inference', 'dispatch', 'keys', 'write_break_even'):
+                if given := getattr(args, name):
+                    raise ValueError(
+                        f'--{name.replace("_", "-")} must be left out for a model without dispatchers, got {given}.'
+                    )
+        elif not request.rate and not args.checkpoint:
+            request = replace(request, rate=(getattr(host, 'target_rate', 0.5),))
+        images = get_images(cfg, host, request)
+        variants = build_variants(builder, request, images.pool[:32], trained=bool(args.checkpoint))
+    bar = ProgressBar(count_rounds(request), file=sys.stderr)
+    rows, failed = measure(variants, images, request, bar.update)
+    result = about(args, cfg, request, images, weights) | dict(rows=rows, failed=failed)
+    print(f'\n\n{table(result)}')
+    for one in failed:
+        print(
+            f'{one["variant"]} on {one["device"]}, {one["dtype"]}, batch {one["batch"]}: {one["reason"]}',
+            file=sys.stderr,
+        )
+    if args.json:
+        with preflight.clean_exit():
+            write_json(args.json, result)
+    if args.write_break_even:
+        bar = ProgressBar(count_break_even_rounds(request), file=sys.stderr)
+        found = break_even(builder, request, images, bool(args.checkpoint), bar.update)
+        print(f'\n\nBreak-even: {found["break_even"]:.3f} of the tokens. Use it: model.backbone.break_even')
+        with preflight.clean_exit():
+            write_json(args.write_break_even, about(args, cfg, request, images, weights) | found)
+    preflight.end_cpu_processes()
+
+
+if __name__ == '__main__':
+    main()

@@ -1,9 +1,10 @@
 """Does the model train on one sample, predict another, and do metrics, hooks and optimizer take what it gives?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn as nn
 from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
@@ -54,7 +55,8 @@ def run_evaluation(runner: Runner, loop: str) -> dict | None:
         return None
     batch = _one(found.dataloader, f'{loop}_dataloader')
     runner.model.eval()
-    with _tried('model', f'predict a sample of {loop}_dataloader'), torch.no_grad(), autocast(enabled=found.fp16):
+    trial, mixed = _tried('model', f'predict a sample of {loop}_dataloader'), autocast(enabled=found.fp16)
+    with trial, torch.no_grad(), mixed, windows_once(runner.model):
         outputs = getattr(runner.model, f'{loop}_step')(batch)
     last = outputs[-1] if outputs else None
     if isinstance(last, BaseDataElement) and last.keys() == ['loss']:  # of a model that has a loss there, too
@@ -64,6 +66,34 @@ def run_evaluation(runner: Runner, loop: str) -> dict | None:
     with _tried(f'{loop}_evaluator', f'judge a prediction for {loop}_dataloader'), torch.no_grad():
         found.evaluator.process(data_samples=outputs, data_batch=batch)
         return found.evaluator.evaluate(1)
+
+
+@contextmanager
+def windows_once(model: nn.Module) -> Iterator[None]:
+    """Of the windows that slide over an image, mmseg's segmentors run one of each shape; the others get its result.
+
+    What cannot be predicted fails in the first one. A large image has dozens, each as dear as a small image.
+    """
+    sliding = [one for one in model.modules() if hasattr(one, 'slide_inference') and hasattr(one, 'encode_decode')]
+    stock = [one for one in sliding if one.encode_decode.__module__.split('.')[0] in HOSTS]
+    for module in stock:
+        module.encode_decode = _each_shape_once(module.encode_decode)
+    try:
+        yield
+    finally:
+        for module in stock:
+            del module.encode_decode  # the method of its class is seen again
+
+
+def _each_shape_once(encode_decode: Callable) -> Callable:
+    found = {}
+
+    def once(inputs: torch.Tensor, *args, **options) -> torch.Tensor:
+        if inputs.shape not in found:
+            found[inputs.shape] = encode_decode(inputs, *args, **options)
+        return found[inputs.shape]
+
+    return once
 
 
 def check_metrics(runner: Runner, metrics: Mapping) -> None:

@@ -105,6 +105,36 @@ def test_baselines_are_counted_with_every_token_active(count, name, adapters, re
     assert counts['params']['tuned'] == counts['params']['adapter'] + 193 * 100
 
 
+def segmenter_macs(patches: int, classes: int, width: int) -> int:
+    """Segmenter's mask transformer of two layers: arXiv 2105.05633."""
+    n, norm = patches + classes, 5 * width
+    layer = n * (12 * width**2 + 2 * norm) + 2 * n**2 * width
+    projections = (patches + n) * width**2  # into the decoder; of patches and classes out of it
+    return projections + 2 * layer + n * norm + patches * classes * width + 5 * patches * classes
+
+
+@pytest.mark.parametrize(
+    ('task', 'patches', 'classes', 'width'),
+    [('vitb_ade20k', 32 * 32, 150, 768), ('vitti_camvid', 20 * 20, 11, 192)],
+)
+@pytest.mark.parametrize('head', ['linear', 'segmenter'])
+def test_light_heads_by_hand(count, head, task, patches, classes, width):
+    counts = count(config=f'configs/dyt/{head}_{task}.py')
+    expected = patches * classes * width if head == 'linear' else segmenter_macs(patches, classes, width)
+    assert counts['head'] == dict(macs=expected, dense_macs=expected)
+    assert counts['neck'] == dict(macs=0, dense_macs=0) and counts['params']['neck'] == 0
+    if width == C:
+        assert counts['backbone']['macs'] == vitb_macs(32, 0.5) + 5 * C * (patches + 1)  # its final norm
+
+
+@pytest.mark.parametrize('method', ['adapter', 'evidence', 'lora'])
+def test_methods_leave_the_cost_of_a_light_head(count, method):
+    config = 'configs/dyt/segmenter_vitti_camvid.py'
+    plain, counts = count(config=config), count('--method', method, config=config)
+    assert counts['head'] == plain['head'] and counts['backbone']['dense_macs'] == plain['backbone']['dense_macs']
+    assert (counts['backbone']['macs'] < plain['backbone']['dense_macs']) == (method == 'evidence')
+
+
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/dyt/upernet_vitb_ade20k.py'
 PARTS = 'backbone', 'neck', 'head'
 C, LAYERS, BOTTLENECK = 768, 12, 64
@@ -125,6 +126,25 @@ def test_light_heads_by_hand(count, head, task, patches, classes, width):
     assert counts['neck'] == dict(macs=0, dense_macs=0) and counts['params']['neck'] == 0
     if width == C:
         assert counts['backbone']['macs'] == vitb_macs(32, 0.5) + 5 * C * (patches + 1)  # its final norm
+
+
+HEADS_TABLE = re.findall(r'^\| `(\w+)`.*?\| (\d.*) \|$', (ROOT / 'docs/heads.md').read_text(), re.MULTILINE)
+assert len(HEADS_TABLE) == 9
+
+
+@pytest.mark.parametrize(('config', 'row'), HEADS_TABLE, ids=[config for config, _ in HEADS_TABLE])
+def test_the_table_of_heads_is_what_the_tool_counts(count, config, row):
+    shape = ('--shape', 540, 720) if config.endswith('camvid') else ()
+    counts = count(*shape, config=f'configs/dyt/{config}.py')
+    (whole, dense), (ours, base) = (
+        (counts[part]['macs'], counts[part]['dense_macs']) for part in ('total', 'backbone')
+    )
+    giga = [base, ours, counts['neck']['macs'], counts['head']['macs'], dense, whole]
+    saved, kept = 1 - whole / dense, (1 - whole / dense) / (1 - ours / base)
+    assert row.split(' | ') == [f'{macs / 1e9:.3f}' for macs in giga] + [
+        f'{saved:.1%}'.replace('%', ' %'),
+        f'{kept:.1%}'.replace('%', ' %'),
+    ]
 
 
 @pytest.mark.parametrize('method', ['adapter', 'evidence', 'lora'])

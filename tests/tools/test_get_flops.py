@@ -141,10 +141,8 @@ def test_the_table_of_heads_is_what_the_tool_counts(count, config, row):
     )
     giga = [base, ours, counts['neck']['macs'], counts['head']['macs'], dense, whole]
     saved, kept = 1 - whole / dense, (1 - whole / dense) / (1 - ours / base)
-    assert row.split(' | ') == [f'{macs / 1e9:.3f}' for macs in giga] + [
-        f'{saved:.1%}'.replace('%', ' %'),
-        f'{kept:.1%}'.replace('%', ' %'),
-    ]
+    percent = [f'{100 * share:.1f} %' for share in (saved, kept)]
+    assert row.split(' | ') == [f'{macs / 1e9:.3f}' for macs in giga] + percent
 
 
 @pytest.mark.parametrize('method', ['adapter', 'evidence', 'lora'])

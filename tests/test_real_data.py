@@ -27,11 +27,12 @@ def vit_tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def ade20k():
+def ade20k(request):
     import mmdyt.models.segmentor  # noqa: F401
 
     init_default_scope('mmseg')
-    cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitb_ade20k.py', import_custom_modules=False)
+    head = getattr(request, 'param', 'upernet')
+    cfg = Config.fromfile(ROOT / f'configs/dyt/{head}_vitb_ade20k.py', import_custom_modules=False)
     cfg.model.backbone.init_cfg = None
     return cfg
 
@@ -63,8 +64,9 @@ def test_ade20k_pairs_pass_the_training_pipeline(ade20k):
         assert ((values < 150) | (values == 255)).all()
 
 
-def test_ade20k_pair_is_predicted_by_the_papers_model(ade20k):
-    """ViT-B/16, UPerHead 768, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
+@pytest.mark.parametrize('ade20k', ['upernet', 'linear', 'segmenter'], indirect=True)
+def test_ade20k_pair_is_predicted_by_the_papers_model_and_with_light_heads(ade20k):
+    """ViT-B/16, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
     from mmseg.registry import MODELS
 
     pairs = dataset(ade20k, ade20k.test_pipeline)

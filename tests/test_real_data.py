@@ -1,5 +1,6 @@
 """Real images through the real configs. Needs the data folder that ``MMDYT_DATA`` names."""
 
+import json
 import os
 import subprocess
 import sys
@@ -26,11 +27,12 @@ def vit_tiny(tmp_path_factory):
 
 
 @pytest.fixture
-def ade20k():
+def ade20k(request):
     import mmdyt.models.segmentor  # noqa: F401
 
     init_default_scope('mmseg')
-    cfg = Config.fromfile(ROOT / 'configs/dyt/upernet_vitb_ade20k.py', import_custom_modules=False)
+    head = getattr(request, 'param', 'upernet')
+    cfg = Config.fromfile(ROOT / f'configs/dyt/{head}_vitb_ade20k.py', import_custom_modules=False)
     cfg.model.backbone.init_cfg = None
     return cfg
 
@@ -62,8 +64,9 @@ def test_ade20k_pairs_pass_the_training_pipeline(ade20k):
         assert ((values < 150) | (values == 255)).all()
 
 
-def test_ade20k_pair_is_predicted_by_the_papers_model(ade20k):
-    """ViT-B/16, UPerHead 768, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
+@pytest.mark.parametrize('ade20k', ['upernet', 'linear', 'segmenter'], indirect=True)
+def test_ade20k_pair_is_predicted_by_the_papers_model_and_with_light_heads(ade20k):
+    """ViT-B/16, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
     from mmseg.registry import MODELS
 
     pairs = dataset(ade20k, ade20k.test_pipeline)
@@ -107,6 +110,31 @@ def test_camvid_trains_a_few_steps_on_real_weights(vit_tiny):
         first, last = loss.item() if first is None else first, loss.item()
     assert last < first
     assert torch.equal(model.backbone.layers[3].attn.qkv.weight, weights['blocks.3.attn.qkv.weight'])
+
+
+@pytest.mark.parametrize('head', ['linear', 'segmenter', 'upernet256'])
+def test_camvid_trains_and_is_tested_with_every_head(vit_tiny, tmp_path, run_tool, head):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{ROOT}/configs/dyt/{head}_vitti_camvid.py'\n"
+        f"model = dict(backbone=dict(init_cfg=dict(checkpoint='{vit_tiny}')))\n"
+        'loader = dict(num_workers=0, persistent_workers=False)\n'
+        'train_dataloader = dict(batch_size=2, dataset=dict(indices=4), **loader)\n'
+        'val_dataloader = dict(dataset=dict(indices=2), **loader)\n'
+        'test_dataloader = val_dataloader\n'
+        'param_scheduler = []\n'
+        'train_cfg = dict(max_iters=2, val_interval=2)\n'
+        'default_hooks = dict(checkpoint=dict(interval=2), logger=dict(interval=1))\n'
+    )
+    run_tool('train', config, '--work-dir', tmp_path / 'run')
+    run_tool('test', config, tmp_path / 'run/iter_2.pth', '--work-dir', tmp_path / 'test')
+    (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')
+    first, second, validation = map(json.loads, log.read_text().splitlines())
+    assert second['loss'] < first['loss']
+    (file,) = (tmp_path / 'test').glob('*/*.json')
+    tested = json.loads(file.read_text())
+    assert 0 < tested['mIoU'] == pytest.approx(validation['mIoU'])
+    assert tested['gmacs'] == pytest.approx(validation['gmacs']) and tested['gmacs'] < tested['gmacs_dense'] * 1.05
 
 
 @pytest.fixture

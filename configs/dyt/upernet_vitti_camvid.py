@@ -9,7 +9,7 @@ python tools/train.py configs/dyt/upernet_vitti_camvid.py --amp
 _base_ = [
     '../_base_/models/dyt_upernet_vitb.py',
     '../_base_/datasets/camvid.py',
-    '../_base_/schedules/adamw_160k.py',
+    '../_base_/schedules/adamw_1200.py',
     '../_base_/runtime/mmseg.py',
 ]
 
@@ -24,9 +24,4 @@ model = dict(
     auxiliary_head=dict(in_channels=192, channels=64, num_classes=11, norm_cfg=norm_cfg, sampler=sampler),
     test_cfg=dict(_delete_=True, mode='whole'))
 
-param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=100),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=100, end=1200),
-]
-train_cfg = dict(max_iters=1200, val_interval=1200)
 default_hooks = dict(checkpoint=dict(interval=400), logger=dict(interval=25))

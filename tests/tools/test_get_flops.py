@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 CONFIG = 'configs/dyt/upernet_vitb_ade20k.py'
 PARTS = 'backbone', 'neck', 'head'
 C, LAYERS, BOTTLENECK = 768, 12, 64
@@ -103,6 +104,53 @@ def test_baselines_are_counted_with_every_token_active(count, name, adapters, re
     counts = count(*options, config='configs/dyt/vitti_cifar100_1k.py')
     assert counts['backbone'] == dict(macs=vitti_macs(adapters, read), dense_macs=vitti_macs(0, False))
     assert counts['params']['tuned'] == counts['params']['adapter'] + 193 * 100
+
+
+def segmenter_macs(patches: int, classes: int, width: int) -> int:
+    """Segmenter's mask transformer of two layers: arXiv 2105.05633."""
+    n, norm = patches + classes, 5 * width
+    layer = n * (12 * width**2 + 2 * norm) + 2 * n**2 * width
+    projections = (patches + n) * width**2  # into the decoder; of patches and classes out of it
+    return projections + 2 * layer + n * norm + patches * classes * width + 5 * patches * classes
+
+
+@pytest.mark.parametrize(
+    ('task', 'patches', 'classes', 'width'),
+    [('vitb_ade20k', 32 * 32, 150, 768), ('vitti_camvid', 20 * 20, 11, 192)],
+)
+@pytest.mark.parametrize('head', ['linear', 'segmenter'])
+def test_light_heads_by_hand(count, head, task, patches, classes, width):
+    counts = count(config=f'configs/dyt/{head}_{task}.py')
+    expected = patches * classes * width if head == 'linear' else segmenter_macs(patches, classes, width)
+    assert counts['head'] == dict(macs=expected, dense_macs=expected)
+    assert counts['neck'] == dict(macs=0, dense_macs=0) and counts['params']['neck'] == 0
+    if width == C:
+        assert counts['backbone']['macs'] == vitb_macs(32, 0.5) + 5 * C * (patches + 1)  # its final norm
+
+
+HEADS_TABLE = re.findall(r'^\| `(\w+)`.*?\| (\d.*) \|$', (ROOT / 'docs/heads.md').read_text(), re.MULTILINE)
+assert len(HEADS_TABLE) == 9
+
+
+@pytest.mark.parametrize(('config', 'row'), HEADS_TABLE, ids=[config for config, _ in HEADS_TABLE])
+def test_the_table_of_heads_is_what_the_tool_counts(count, config, row):
+    shape = ('--shape', 540, 720) if config.endswith('camvid') else ()
+    counts = count(*shape, config=f'configs/dyt/{config}.py')
+    (whole, dense), (ours, base) = (
+        (counts[part]['macs'], counts[part]['dense_macs']) for part in ('total', 'backbone')
+    )
+    giga = [base, ours, counts['neck']['macs'], counts['head']['macs'], dense, whole]
+    saved, kept = 1 - whole / dense, (1 - whole / dense) / (1 - ours / base)
+    percent = [f'{100 * share:.1f} %' for share in (saved, kept)]
+    assert row.split(' | ') == [f'{macs / 1e9:.3f}' for macs in giga] + percent
+
+
+@pytest.mark.parametrize('method', ['adapter', 'evidence', 'lora'])
+def test_methods_leave_the_cost_of_a_light_head(count, method):
+    config = 'configs/dyt/segmenter_vitti_camvid.py'
+    plain, counts = count(config=config), count('--method', method, config=config)
+    assert counts['head'] == plain['head'] and counts['backbone']['dense_macs'] == plain['backbone']['dense_macs']
+    assert (counts['backbone']['macs'] < plain['backbone']['dense_macs']) == (method == 'evidence')
 
 
 @pytest.mark.parametrize(

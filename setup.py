@@ -17,6 +17,7 @@ seg = [*cls, 'mmsegmentation==1.2.*', 'ftfy', 'regex']
 video = [*cls, 'mmaction2==1.2.*']  # brings decord, which has wheels for x86-64 Linux and Windows only
 pyav = ['av>=14']  # reads video, too, and has wheels for macOS and ARM as well
 convert = ['safetensors']
+export = ['onnx', 'onnxscript', 'onnxruntime']  # ONNX files: written, run and quantised
 
 setup(
     name='mmdyt',
@@ -38,9 +39,10 @@ setup(
         'video': video,
         'pyav': pyav,
         'convert': convert,
+        'export': export,
         # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
         'lite': ['mmcv-lite>=2.0,<2.2'],
-        'test': [*convert, *pyav, 'pytest', 'pytest-xdist', 'ruff'],
-        'all': sorted({*cls, *seg, *video, *pyav, *convert}),
+        'test': [*convert, *pyav, *export, 'pytest', 'pytest-xdist', 'ruff'],
+        'all': sorted({*cls, *seg, *video, *pyav, *convert, *export}),
     },
 )

@@ -159,9 +159,11 @@ def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
         wanted = 'packed' if dispatch.active is None else 'fixed'
     if break_even is None or wanted not in SKIPPING:
         return wanted
-    images, tokens = dispatch.mask.shape[:2] if dispatch.active is None else dispatch.order.shape
-    active = dispatch.rows().shape[0] if dispatch.active is None else images * dispatch.active
-    return 'masked' if active >= break_even * images * tokens else wanted
+    if dispatch.active is None:
+        active, tokens = dispatch.rows().shape[0], dispatch.mask.shape[:2].numel()
+    else:  # of each image alike: how many images there are stays open in an export
+        active, tokens = dispatch.active, dispatch.order.shape[1]
+    return 'masked' if active >= break_even * tokens else wanted
 
 
 def _hidden(dispatch: Dispatch) -> Layout:

@@ -77,7 +77,7 @@ def check_request(args: argparse.Namespace) -> BenchmarkRequest:
     for name in ('dispatch', 'keys'):
         if args.checkpoint and getattr(args, name):
             raise ValueError(
-                f'--{name} must be left out with a checkpoint, trained with one, got {getattr(args, name)}.'
+                f'--{name} must be left out with a checkpoint, which was trained with one, got {getattr(args, name)}.'
             )
     names = ('batch', 'device', 'dtype', 'rate', 'inference', 'dispatch', 'keys')
     words = {name: tuple(getattr(args, name)) for name in names}
@@ -183,17 +183,16 @@ def main() -> None:
         images = get_images(cfg, host, request)
         variants = build_variants(builder, request, images.pool[:32], trained=bool(args.checkpoint))
     bar = ProgressBar(count_rounds(request), file=sys.stderr)
-    rows, failed = measure(variants, images, request, bar.update)
-    result = about(args, cfg, request, images, weights) | dict(rows=rows, failed=failed)
-    print(f'\n\n{table(result)}')
-    for one in failed:
-        print(
-            f'{one["variant"]} on {one["device"]}, {one["dtype"]}, batch {one["batch"]}: {one["reason"]}',
-            file=sys.stderr,
-        )
-    if args.json:
-        with preflight.clean_exit():
+    result = about(args, cfg, request, images, weights) | dict(rows=[], failed=[])
+    for rows, failed in measure(variants, images, request, bar.update):
+        result['rows'] += rows
+        result['failed'] += failed
+        if args.json:  # what is done is kept, whatever comes
             write_json(args.json, result)
+    print(f'\n\n{table(result)}')
+    for one in result['failed']:
+        where = f'{one["variant"]} on {one["device"]}, {one["dtype"]}, batch {one["batch"]}'
+        print(f'{where}: failed, {one["reason"]}', file=sys.stderr)
     if args.write_break_even:
         bar = ProgressBar(count_break_even_rounds(request), file=sys.stderr)
         found = break_even(builder, request, images, bool(args.checkpoint), bar.update)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
@@ -41,8 +40,7 @@ def break_even(
         for batch in request.batch:
             networks = [variant.network for variant in found]
             first = next(networks[0].parameters())
-            dealt = islice(images.deal(batch, request.seed), WARM_UP + request.rounds)
-            batches = [x.to(first.device, first.dtype) for x in dealt]
+            batches = images.deal(batch, WARM_UP + request.rounds, request.seed, like=first)
             base, *seconds = take_rounds(networks, batches, WARM_UP, progress)
             shares = [active_share(network, batches[-1]) for network in networks[1:]]
             ratios = [ratio(took, base) for took in seconds]

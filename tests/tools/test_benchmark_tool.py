@@ -70,7 +70,7 @@ def test_views_of_clips(benchmark, tiny_video_config, options):
     found = benchmark(tiny_video_config, '--batch', 2, *options)
     assert found['images'] == ('generated' if options else 'real')
     assert {(row['task'], row['frames'], *row['shape']) for row in found['rows']} == {('video', 8, 32, 32)}
-    assert found['image_count'] == (4 if options else 4)
+    assert found['image_count'] == 4
 
 
 def test_another_method(benchmark, tiny_cls_config):
@@ -88,6 +88,16 @@ def test_the_break_even_is_one_that_the_backbone_takes(run_tool, tiny_cls_config
     run_tool('benchmark', tiny_cls_config, '--batch', 1, '--rounds', 1, '--cfg-options', option)
 
 
+def test_the_plot_has_what_the_comparison_knows(run_tool, tiny_cls_config, tmp_path, capsys):
+    rows = [dict(method=name, mean=50.0, low=49.0, high=51.0, rate=None) for name in ('linear', 'dyt')]
+    (tmp_path / 'compare.json').write_text(json.dumps(dict(metric='accuracy/top1', methods=rows)))
+    files = '--accuracy', tmp_path / 'compare.json', '--plot', tmp_path / 'latency.png'
+    run_tool('benchmark', tiny_cls_config, '--batch', 1, '--rounds', 1, *files)
+    out = capsys.readouterr().out
+    assert 'Not in the plot: adapter: not in the comparison.' in out and 'tested at None.' in out
+    assert (tmp_path / 'latency.png').stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [
@@ -97,6 +107,11 @@ def test_the_break_even_is_one_that_the_backbone_takes(run_tool, tiny_cls_config
         ((CONFIG, 'no.pth'), 'checkpoint must name an existing file, got no.pth.'),
         ((CONFIG, 'no.pth', '--dispatch', 'attn'), '--dispatch must be left out with a checkpoint, which was trained'),
         ((CONFIG, '--json', 'no_such_folder/x.json'), '--json must name a file in an existing folder'),
+        ((CONFIG, '--plot', 'x.png'), '--plot must come with --accuracy, got x.png and None.'),
+        (
+            (CONFIG, '--accuracy', 'no.json', '--plot', 'x.png'),
+            '--accuracy must name a compare.json of tools/compare.py, got no.json.',
+        ),
         ((CONFIG, '--method', 'linear', '--rate', '0.5'), '--rate must be left out for a model without dispatchers'),
         (('configs/demo/pretrain_shapes.py',), 'model must have a mmdyt.DyTVisionTransformer as its backbone'),
     ],

@@ -59,9 +59,8 @@ def _variants(build: Build, request: BenchmarkRequest, images: Images, trained: 
     """The model in which all tokens run, and the dispatched one at each rate."""
     skipping = next((word for word in request.inference if word != 'masked'), 'auto')
     masked, skips = (replace(request, inference=(word,)) for word in ('masked', skipping))
-    pool = images.pool[:32]
-    base = [one for one in build_variants(build, replace(masked, rate=RATES[:1]), pool, trained) if one.rate]
-    found = base + [one for one in build_variants(build, skips, pool, trained) if one.rate]
+    base = [one for one in build_variants(build, replace(masked, rate=RATES[:1]), images.pool, trained) if one.rate]
+    found = base + [one for one in build_variants(build, skips, images.pool, trained) if one.rate]
     for variant in found:
         variant.network.host.backbone.set_break_even(None)
     return found

@@ -25,12 +25,14 @@ from mmengine.utils import ProgressBar
 
 from mmdyt import preflight
 from mmdyt.core.observe import dynamic_branches
+from mmdyt.engine.benchmark.accuracy import method_names, points, read_comparison
 from mmdyt.engine.benchmark.break_even import break_even, count_break_even_rounds
 from mmdyt.engine.benchmark.images import Images, generated_images, pool_size, real_images
 from mmdyt.engine.benchmark.measure import count_rounds, measure
 from mmdyt.engine.benchmark.report import machine, table
 from mmdyt.engine.benchmark.request import DEVICES, DTYPES, RULES, TIMED, BenchmarkRequest
-from mmdyt.engine.benchmark.variants import Build, build_variants
+from mmdyt.engine.benchmark.variants import Build, Variant, build_variants
+from mmdyt.engine.comparison_plot import plot_latency
 from mmdyt.engine.flops import find_host, is_recognizer
 from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.checkpoints import check_exists, pretrained_cfgs
@@ -62,6 +64,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='threads of torch on a CPU')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--json', type=Path, metavar='FILE', help='write the results')
+    parser.add_argument('--accuracy', type=Path, metavar='FILE', help='compare.json of tools/compare.py, for --plot')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw accuracy against latency')
     parser.add_argument('--write-break-even', type=Path, metavar='FILE', help='find out at which rate skipping pays')
     preflight.add_method_arguments(parser)
     parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')
@@ -71,13 +75,17 @@ def parse_args() -> argparse.Namespace:
 
 def check_request(args: argparse.Namespace) -> BenchmarkRequest:
     """What the user asks for; refuses what cannot be, before anything is built."""
-    for name in ('json', 'write_break_even'):
+    if bool(args.accuracy) != bool(args.plot):
+        raise ValueError(f'--plot must come with --accuracy, got {args.plot} and {args.accuracy}.')
+    if args.accuracy:
+        read_comparison('--accuracy', args.accuracy)
+    for name in ('json', 'write_break_even', 'plot'):
         if getattr(args, name):
             check_out_file(f'--{name.replace("_", "-")}', getattr(args, name))
     for name in ('dispatch', 'keys'):
         if args.checkpoint and getattr(args, name):
             raise ValueError(
-                f'--{name} must be left out with a checkpoint, trained with one, got {getattr(args, name)}.'
+                f'--{name} must be left out with a checkpoint, which was trained with one, got {getattr(args, name)}.'
             )
     names = ('batch', 'device', 'dtype', 'rate', 'inference', 'dispatch', 'keys')
     words = {name: tuple(getattr(args, name)) for name in names}
@@ -144,15 +152,24 @@ def view_frames(cfg: Config) -> int:
     return frames
 
 
-def about(args: argparse.Namespace, cfg: Config, request: BenchmarkRequest, images: Images, weights: str) -> dict:
+def method_word(args: argparse.Namespace) -> str | None:
+    """The method as tools/compare.py is told it; None is the config's."""
+    options = [f'{key}={value}' for key, value in (args.method_options or {}).items()]
+    return ','.join([args.method, *options]) if args.method else None
+
+
+def about(
+    args: argparse.Namespace, cfg: Config, host: nn.Module, request: BenchmarkRequest, images: Images, weights: str
+) -> dict:
     """What the results depend on."""
     return dict(
         command=sys.argv,
         config=args.config,
-        method=args.method,
+        method=method_word(args),
+        methods=method_names(host.backbone, method_word(args)),
         checkpoint=args.checkpoint,
         weights=weights,
-        gates='checkpoint' if args.checkpoint else 'random',
+        gates=None if not dynamic_branches(host) else 'checkpoint' if args.checkpoint else 'random',
         images=images.source,
         image_count=len(images.pool),
         part=request.part,
@@ -165,6 +182,42 @@ def about(args: argparse.Namespace, cfg: Config, request: BenchmarkRequest, imag
     )
 
 
+def draw(args: argparse.Namespace, result: dict) -> None:
+    """The accuracy that a comparison found against the latency, and a word on each variant that is left out."""
+    comparison = read_comparison('--accuracy', args.accuracy)
+    panels, left_out = points(result, comparison)
+    for word in left_out:
+        print(f'Not in the plot: {word}.')
+    if panels:
+        plot_latency(panels, comparison.get('metric'), args.plot)
+        print(f'Drawn to {args.plot}.')
+
+
+def check_dispatched(args: argparse.Namespace, host: nn.Module) -> None:
+    """Refuse options about dispatchers where there are none."""
+    for name in ('rate', 'inference', 'dispatch', 'keys', 'write_break_even'):
+        if (given := getattr(args, name)) and not dynamic_branches(host):
+            option = f'--{name.replace("_", "-")}'
+            raise ValueError(f'{option} must be left out for a model without dispatchers, got {given}.')
+
+
+def time_all(
+    args: argparse.Namespace, request: BenchmarkRequest, variants: list[Variant], images: Images, known: dict
+) -> dict:
+    """Time, print, and write what is known and the rows; what is done is kept, whatever comes."""
+    bar, result = ProgressBar(count_rounds(request), file=sys.stderr), known | dict(rows=[], failed=[])
+    for rows, failed in measure(variants, images, request, bar.update):
+        result['rows'] += rows
+        result['failed'] += failed
+        if args.json:
+            write_json(args.json, result)
+    print(f'\n\n{table(result)}')
+    for one in result['failed']:
+        where = f'{one["variant"]} on {one["device"]}, {one["dtype"]}, batch {one["batch"]}'
+        print(f'{where}: failed, {one["reason"]}', file=sys.stderr)
+    return result
+
+
 def main() -> None:
     """Check everything the user typed, then time, print and write."""
     args = parse_args()
@@ -172,34 +225,21 @@ def main() -> None:
         request = check_request(args)
         cfg, builder, weights = load(args)
         host = builder()
-        if not dynamic_branches(host):
-            for name in ('rate', 'inference', 'dispatch', 'keys', 'write_break_even'):
-                if given := getattr(args, name):
-                    raise ValueError(
-                        f'--{name.replace("_", "-")} must be left out for a model without dispatchers, got {given}.'
-                    )
-        elif not request.rate and not args.checkpoint:
+        check_dispatched(args, host)
+        if dynamic_branches(host) and not request.rate and not args.checkpoint:
             request = replace(request, rate=(getattr(host, 'target_rate', 0.5),))
         images = get_images(cfg, host, request)
-        variants = build_variants(builder, request, images.pool[:32], trained=bool(args.checkpoint))
-    bar = ProgressBar(count_rounds(request), file=sys.stderr)
-    rows, failed = measure(variants, images, request, bar.update)
-    result = about(args, cfg, request, images, weights) | dict(rows=rows, failed=failed)
-    print(f'\n\n{table(result)}')
-    for one in failed:
-        print(
-            f'{one["variant"]} on {one["device"]}, {one["dtype"]}, batch {one["batch"]}: {one["reason"]}',
-            file=sys.stderr,
-        )
-    if args.json:
-        with preflight.clean_exit():
-            write_json(args.json, result)
+        trained = bool(args.checkpoint)
+        variants = build_variants(builder, request, images.pool, trained)
+    known = about(args, cfg, host, request, images, weights)
+    result = time_all(args, request, variants, images, known)
+    if args.plot:
+        draw(args, result)
     if args.write_break_even:
         bar = ProgressBar(count_break_even_rounds(request), file=sys.stderr)
-        found = break_even(builder, request, images, bool(args.checkpoint), bar.update)
-        print(f'\n\nBreak-even: {found["break_even"]:.3f} of the tokens. Use it: model.backbone.break_even')
-        with preflight.clean_exit():
-            write_json(args.write_break_even, about(args, cfg, request, images, weights) | found)
+        found = break_even(builder, request, images, trained, bar.update)
+        write_json(args.write_break_even, known | found)
+        print(f'\n\nBreak-even: --cfg-options model.backbone.break_even={found["break_even"]:.3f}')
     preflight.end_cpu_processes()
 
 

@@ -31,12 +31,7 @@ def plot(table: Sequence[Mapping], metric: str | None, file: Path) -> None:
         metric: Its name.
         file: A picture; its ending says which kind.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 5), layout='constrained')
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(PANELS), sharey=True)
+    figure, panels = _figure(len(PANELS))
     for axes, (key, title) in zip(panels, PANELS.items(), strict=True):
         shown = [row for row in table if row['mean'] is not None and row[key] is not None]
         if key == 'tuned':
@@ -45,13 +40,53 @@ def plot(table: Sequence[Mapping], metric: str | None, file: Path) -> None:
         for i, row in enumerate(shown):
             bars = [[row['mean'] - row['low']], [row['high'] - row['mean']]]
             axes.errorbar(row[key], row['mean'], yerr=bars, fmt='o', color=f'C{i}', capsize=3)
-        axes.margins(0.15)
         axes.set_xlabel(title)
+    points = [
+        {row['method']: (row[key], row['mean']) for row in table if None not in (row[key], row['mean'])}
+        for key in PANELS
+    ]
+    _finish(figure, panels, points, metric, file)
+
+
+def plot_latency(panels: Mapping[str, Sequence[Mapping]], metric: str | None, file: Path) -> None:
+    """Draw the metric against latency, bars from the worst to the best seed, and from the 5th to the 95th percentile.
+
+    Args:
+        panels: Of :func:`mmdyt.engine.benchmark.accuracy.points`, by the title of the horizontal axis.
+        metric: Its name.
+        file: A picture; its ending says which kind.
+    """
+    figure, drawn = _figure(len(panels))
+    for axes, (title, found) in zip(drawn, panels.items(), strict=True):
+        for i, one in enumerate(found):
+            seeds = [[one['mean'] - one['low']], [one['high'] - one['mean']]]
+            rounds = [[one['median'] - one['p5']], [one['p95'] - one['median']]]
+            axes.errorbar(one['median'], one['mean'], seeds, rounds, fmt='o', color=f'C{i}', capsize=3)
+        axes.set_xlabel(title)
+    points = [{one['name']: (one['median'], one['mean']) for one in found} for found in panels.values()]
+    _finish(figure, drawn, points, metric, file)
+
+
+def _figure(number: int):
+    """A figure of some panels beside each other, and these."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6 * number, 5), layout='constrained')
+    FigureCanvasAgg(figure)
+    (panels,) = figure.subplots(1, number, sharey=True, squeeze=False)
+    return figure, panels
+
+
+def _finish(figure, panels: Sequence, points: Sequence[Mapping], metric: str | None, file: Path) -> None:
+    """Name the metric and the points of each panel, and write the picture."""
+    for axes in panels:
+        axes.margins(0.15)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(f'{metric or "metric"} (%)')
     figure.draw_without_rendering()
-    for axes, key in zip(panels, PANELS, strict=True):
-        _label(axes, {row['method']: (row[key], row['mean']) for row in table if None not in (row[key], row['mean'])})
+    for axes, named in zip(panels, points, strict=True):
+        _label(axes, named)
     with whole_path(file) as part:
         figure.savefig(part, dpi=150)
 

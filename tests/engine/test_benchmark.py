@@ -1,7 +1,6 @@
 """Benchmark of inference: what the variants are, whose turn it is, what is counted, what the rows hold."""
 
 import math
-from itertools import islice
 
 import pytest
 import torch
@@ -88,7 +87,8 @@ def run(task: str = 'classification', own=None, trained: bool = False, **asked):
     request = BenchmarkRequest(**dict(batch=(1, 2), rate=(0.5,), rounds=3) | asked)
     images = images_of(task)
     variants = build_variants(builder(task, **(own or {})), request, images.pool, trained)
-    return (*measure(variants, images, request), variants)
+    found = list(measure(variants, images, request))
+    return [row for rows, _ in found for row in rows], [one for _, failed in found for one in failed], variants
 
 
 def numbers(value):
@@ -143,8 +143,10 @@ def test_the_mac_ratio_is_that_of_an_operator_counter_at_the_same_masks(task, di
     x = pool[:1]  # of several views the aggregator's query is projected once, but charged to each
     counted = {one.model: count_macs(lambda one=one: one.network(x)) for one in (dense, adapter, dyt)}
     for one in (adapter, dyt):
-        wanted = counted[one.model] / counted['dense']
-        assert count(one.network, [x])['mac_ratio'] == pytest.approx(wanted, rel=1e-9)
+        # gates may score the prefix, too, which is not counted (docs/counting.md)
+        gates = 32 * len(dynamic_branches(one.network)) * (3 if task == 'video' else 1)
+        uncounted = counted[one.model] - count(one.network, [x])['mac_ratio'] * counted['dense']
+        assert round(uncounted, 3) in (0, gates)
 
 
 def test_all_images_count_where_a_threshold_decides():
@@ -216,18 +218,18 @@ def test_progress_is_told_as_often_as_was_said():
     request = BenchmarkRequest(batch=(1, 2), dtype=('fp32', 'bf16'), rate=(0.5,), rounds=2)
     images = images_of('classification')
     variants = build_variants(builder(), request, images.pool, False)
-    measure(variants, images, request, lambda: told.append(1))
+    assert len(list(measure(variants, images, request, lambda: told.append(1)))) == 4
     assert len(told) == count_rounds(request) == 2 * 2 * (2 + 2 + 2)
 
 
 def test_images_repeat_only_when_all_were_dealt():
     images = Images(torch.arange(5.0).view(5, 1, 1, 1), 'generated')
-    dealt = torch.cat(list(islice(images.deal(2, seed=0), 5))).flatten().tolist()
+    dealt = torch.cat(list(images.deal(2, 5, 0, torch.empty(0)))).flatten().tolist()
     assert sorted(dealt[:5]) == sorted(dealt[5:]) == list(range(5))
-    again = torch.cat(list(islice(images.deal(2, seed=0), 5))).flatten().tolist()
-    assert dealt == again
-    (many,) = islice(images.deal(7, seed=0), 1)
-    assert len(many) == 7
+    again = images.deal(2, 5, 0, torch.empty(0, dtype=torch.float64))
+    assert torch.cat(list(again)).flatten().tolist() == dealt and again[0].dtype == torch.float64
+    assert torch.cat(list(again[2:])).flatten().tolist() == dealt[4:]
+    assert [len(x) for x in images.deal(7, 2, 0, torch.empty(0))] == [7, 7]
     assert (pool_size((1, 8), 20), pool_size((1, 256), 20), pool_size((1,), 3)) == (160, 512, 3)
 
 

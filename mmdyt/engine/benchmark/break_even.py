@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 
 import torch
 
@@ -41,8 +40,7 @@ def break_even(
         for batch in request.batch:
             networks = [variant.network for variant in found]
             first = next(networks[0].parameters())
-            dealt = islice(images.deal(batch, request.seed), WARM_UP + request.rounds)
-            batches = [x.to(first.device, first.dtype) for x in dealt]
+            batches = images.deal(batch, WARM_UP + request.rounds, request.seed, like=first)
             base, *seconds = take_rounds(networks, batches, WARM_UP, progress)
             shares = [active_share(network, batches[-1]) for network in networks[1:]]
             ratios = [ratio(took, base) for took in seconds]
@@ -61,9 +59,8 @@ def _variants(build: Build, request: BenchmarkRequest, images: Images, trained: 
     """The model in which all tokens run, and the dispatched one at each rate."""
     skipping = next((word for word in request.inference if word != 'masked'), 'auto')
     masked, skips = (replace(request, inference=(word,)) for word in ('masked', skipping))
-    pool = images.pool[:32]
-    base = [one for one in build_variants(build, replace(masked, rate=RATES[:1]), pool, trained) if one.rate]
-    found = base + [one for one in build_variants(build, skips, pool, trained) if one.rate]
+    base = [one for one in build_variants(build, replace(masked, rate=RATES[:1]), images.pool, trained) if one.rate]
+    found = base + [one for one in build_variants(build, skips, images.pool, trained) if one.rate]
     for variant in found:
         variant.network.host.backbone.set_break_even(None)
     return found

@@ -1,6 +1,6 @@
 """Images to time inference on: of the test set, or generated; other ones in each round."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -15,7 +15,7 @@ GRAIN = 16  # pixels: generated images are about that smooth
 
 
 class Images:
-    """Images of one shape, normalised, dealt like cards: none comes again before all have come.
+    """Images of one shape, normalised.
 
     Args:
         pool: (M, 3, H, W), or views of clips (M, 3, T, H, W), in fp32 on the CPU.
@@ -36,18 +36,43 @@ class Images:
         """Frames of a view; None for images."""
         return self.pool.shape[2] if self.pool.dim() == 5 else None
 
-    def deal(self, batch: int, seed: int) -> Iterator[Tensor]:
-        """Endlessly batches (batch, 3, H, W); within one images repeat only where there are fewer than it needs."""
+    def deal(self, batch: int, rounds: int, seed: int, like: Tensor) -> 'Batches':
+        """Batches for some rounds, dealt like cards: no image comes again before all have come.
+
+        Args:
+            batch: Images in each; within one they repeat only where there are fewer.
+            rounds: How many batches.
+            seed: Of the order.
+            like: A tensor on the device and in the dtype of the network.
+        """
         generator = torch.Generator().manual_seed(seed)
-        hand = torch.empty(0, dtype=torch.long)
-        while True:
-            while len(hand) < batch:
-                hand = torch.cat([hand, torch.randperm(len(self.pool), generator=generator)])
-            yield self.pool[hand[:batch]]
-            hand = hand[batch:]
+        times = -(-batch * rounds // len(self.pool))
+        order = torch.cat([torch.randperm(len(self.pool), generator=generator) for _ in range(times)])
+        return Batches(self.pool, order[: batch * rounds].split(batch), like)
 
 
-def pool_size(batches: tuple[int, ...], rounds: int) -> int:
+class Batches(Sequence[Tensor]):
+    """Batches of a pool of images, gathered and moved when they are asked for: all at once would fill a GPU.
+
+    Args:
+        pool: (M, ...).
+        hands: Which images are in each batch.
+        like: As of :meth:`Images.deal`.
+    """
+
+    def __init__(self, pool: Tensor, hands: Sequence[Tensor], like: Tensor):
+        self._pool, self._hands, self._like = pool, hands, like
+
+    def __len__(self) -> int:
+        return len(self._hands)
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return Batches(self._pool, self._hands[i], self._like)
+        return self._pool[self._hands[i]].to(self._like.device, self._like.dtype)
+
+
+def pool_size(batches: Sequence[int], rounds: int) -> int:
     """How many images are worth having in memory."""
     largest = max(batches)
     return min(largest * rounds, max(MOST, 2 * largest))

@@ -7,9 +7,8 @@ within a round. What disturbs (counting, the split into parts, memory) has passe
 import copy
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import islice
 from time import perf_counter
 
 import torch
@@ -30,7 +29,9 @@ RECOMPILES = 1024  # all variants run the same code, and each of their layers ma
 Progress = Callable[[], None]
 
 
-def measure(variants: Sequence[Variant], images: Images, request: BenchmarkRequest, progress: Progress = lambda: None):
+def measure(
+    variants: Sequence[Variant], images: Images, request: BenchmarkRequest, progress: Progress = lambda: None
+) -> Iterator[tuple[list[dict], list[dict]]]:
     """Time all variants on each device, in each dtype and batch.
 
     Args:
@@ -39,16 +40,15 @@ def measure(variants: Sequence[Variant], images: Images, request: BenchmarkReque
         request: What was asked for.
         progress: Called after each round.
 
-    Returns:
-        ``rows``, see docs/benchmarks.md, and ``failed``: variants with the reason why they could not run.
+    Yields:
+        For each device, dtype and batch its rows, see docs/benchmarks.md, and the variants that could not run, with the
+        reason.
     """
-    rows, failed = [], []
     for device, dtype, networks in placed(variants, request):
         for batch in request.batch:
-            found, lost = _setting(networks, images, request, batch, progress)
-            rows += [dict(device=device, dtype=dtype, batch=batch) | row for row in found]
-            failed += [dict(device=device, dtype=dtype, batch=batch) | row for row in lost]
-    return [_in_order(row, images) for row in rows], failed
+            where = dict(device=device, dtype=dtype, batch=batch)
+            rows, failed = _setting(networks, images, request, batch, progress)
+            yield [_in_order(where | row, images) for row in rows], [where | one for one in failed]
 
 
 def count_rounds(request: BenchmarkRequest) -> int:
@@ -112,9 +112,8 @@ def _setting(variants: list[Variant], images: Images, request: BenchmarkRequest,
     """Rows of all variants at one batch size, and those that cannot run."""
     first = next(variants[0].network.parameters())
     warm_up = _warm_up(request)
-    dealt = images.deal(batch, request.seed)
-    batches = [x.to(first.device, first.dtype) for x in islice(dealt, warm_up + request.rounds)]
-    with many_compiled():
+    batches = images.deal(batch, warm_up + request.rounds, request.seed, like=first)
+    with many_compiled() if request.compiled else nullcontext():
         variants, failed = _runnable(variants, batches[0])
         networks = [variant.network for variant in variants]
         seconds = take_rounds(networks, batches, warm_up, progress)

@@ -32,7 +32,7 @@ def machine() -> dict:
 
 def table(result: Mapping) -> str:
     """One block for each device, dtype and batch."""
-    gates = '' if result['gates'] == 'checkpoint' else ', random gates'
+    gates = ', random gates' if result['gates'] == 'random' else ''
     rows = result['rows']
     sample = 'view' if rows[0]['frames'] else 'image'
     lines = [

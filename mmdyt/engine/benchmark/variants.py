@@ -22,6 +22,7 @@ from mmdyt.engine.flops import HEADS, is_recognizer
 DENSE = dict(adapter=None, dispatcher=None, substitute=None, parts=None, tuned=None, skip_unread=False)
 COMPLETE = dict(dispatcher=None, substitute=None)
 PARTS = ('backbone', 'neck', 'head')
+CALIBRATED = 32  # images
 
 Build = Callable[..., nn.Module]
 
@@ -133,13 +134,13 @@ def build_variants(build: Build, request: BenchmarkRequest, pool: Tensor, traine
     Args:
         build: Gives the host model with its weights, changed by arguments of its backbone.
         request: What was asked for.
-        pool: Images to calibrate on, (M, 3, [T,] H, W).
+        pool: Images, (M, 3, [T,] H, W), of which the first are calibrated on.
         trained: Whether the gates are a checkpoint's.
 
     Raises:
         ValueError: If a variant cannot be.
     """
-    source = build()
+    source, pool = build(), pool[:CALIBRATED]
     found = [
         Variant('dense', Network(like(source, build(**DENSE)), request.part)),
         Variant('adapter', Network(like(source, build(**COMPLETE)), request.part)),

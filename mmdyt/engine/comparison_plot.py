@@ -64,7 +64,8 @@ def plot_latency(panels: Mapping[str, Sequence[Mapping]], metric: str | None, fi
             axes.errorbar(one['median'], one['mean'], seeds, rounds, fmt='o', color=f'C{i}', capsize=3)
         axes.set_xlabel(title)
     points = [{one['name']: (one['median'], one['mean']) for one in found} for found in panels.values()]
-    _finish(figure, drawn, points, metric, file)
+    beside = [place for place in PLACES if place[0] and place[1]]  # bars go left, right, up and down
+    _finish(figure, drawn, points, metric, file, beside)
 
 
 def _figure(number: int):
@@ -78,7 +79,9 @@ def _figure(number: int):
     return figure, panels
 
 
-def _finish(figure, panels: Sequence, points: Sequence[Mapping], metric: str | None, file: Path) -> None:
+def _finish(
+    figure, panels: Sequence, points: Sequence[Mapping], metric: str | None, file: Path, places: Sequence = PLACES
+) -> None:
     """Name the metric and the points of each panel, and write the picture."""
     for axes in panels:
         axes.margins(0.15)
@@ -86,12 +89,12 @@ def _finish(figure, panels: Sequence, points: Sequence[Mapping], metric: str | N
     panels[0].set_ylabel(f'{metric or "metric"} (%)')
     figure.draw_without_rendering()
     for axes, named in zip(panels, points, strict=True):
-        _label(axes, named)
+        _label(axes, named, places)
     with whole_path(file) as part:
         figure.savefig(part, dpi=150)
 
 
-def _label(axes, points: Mapping[str, tuple[float, float]]) -> None:
+def _label(axes, points: Mapping[str, tuple[float, float]], places: Sequence) -> None:
     """Write a name beside each point, where it covers no point and no other name if there is such a place."""
     from matplotlib.transforms import Bbox
 
@@ -100,7 +103,7 @@ def _label(axes, points: Mapping[str, tuple[float, float]]) -> None:
     taken = [Bbox([[x - MARGIN, y - MARGIN], [x + MARGIN, y + MARGIN]]) for x, y in around]
     for i, (name, point) in enumerate(points.items()):
         tried = []
-        for x, y, align in PLACES:
+        for x, y, align in places:
             text = axes.annotate(name, point, (x, y), textcoords='offset points', fontsize=8, color=f'C{i}', **align)
             box = text.get_window_extent(renderer)
             covered = sum(box.overlaps(other) for other in taken)

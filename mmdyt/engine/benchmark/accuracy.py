@@ -67,8 +67,7 @@ def points(result: Mapping, comparison: Mapping) -> tuple[dict[str, list[dict]],
         elif row['model'] == 'dyt' and (method['rate'] is None or abs(method['rate'] - row['measured_rate']) > ALIKE):
             left_out[f'{name}: timed at a rate of {row["measured_rate"]:.3f}, tested at {method["rate"]}'] = None
         else:
-            sample = 'view' if row['frames'] else 'image'
-            panel = f'{row["device"]}, {row["dtype"]}, batch {row["batch"]}: latency (ms), {sample}s at once'
+            panel = f'{row["device"]}, {row["dtype"]}, batch {row["batch"]}: latency (ms)'
             point = dict(name=name, **row['latency_ms'], **{key: method[key] for key in ('mean', 'low', 'high')})
             drawn = panels.setdefault(panel, [])
             if name not in [other['name'] for other in drawn]:  # two words for one executor

@@ -22,7 +22,7 @@ from mmdyt.engine.flops import HEADS, is_recognizer
 DENSE = dict(adapter=None, dispatcher=None, substitute=None, parts=None, tuned=None, skip_unread=False)
 COMPLETE = dict(dispatcher=None, substitute=None)
 PARTS = ('backbone', 'neck', 'head')
-CALIBRATED = 32  # images
+CALIBRATED = 32  # images, or frames of views
 
 Build = Callable[..., nn.Module]
 
@@ -140,7 +140,8 @@ def build_variants(build: Build, request: BenchmarkRequest, pool: Tensor, traine
     Raises:
         ValueError: If a variant cannot be.
     """
-    source, pool = build(), pool[:CALIBRATED]
+    frames = pool.shape[2] if pool.dim() == 5 else 1
+    source, pool = build(), pool[: max(1, CALIBRATED // frames)]
     found = [
         Variant('dense', Network(like(source, build(**DENSE)), request.part)),
         Variant('adapter', Network(like(source, build(**COMPLETE)), request.part)),

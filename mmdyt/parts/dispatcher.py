@@ -133,9 +133,9 @@ class TokenDispatcher(Dispatcher):
             self.capacity = None if capacity is None else capacity.item()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def score(self, x: Tensor, prefix: int = 0) -> Tensor:
-        """Logits (B, N - P, 1) of the tokens ``x`` (B, N, C) behind the prefix, in fp32 (fp64 stays fp64)."""
-        return self._linear(x)[:, prefix:]  # of all tokens: to leave the prefix out first takes a copy of the others
+    def score(self, x: Tensor) -> Tensor:
+        """Logits (B, M, 1) of patch tokens ``x`` (B, M, C), in fp32 (fp64 stays fp64)."""
+        return self._linear(x)
 
     def _linear(self, x: Tensor) -> Tensor:
         """The gate in fp32 or wider, whatever autocast says."""
@@ -157,7 +157,7 @@ class TokenDispatcher(Dispatcher):
         if self.training and self.noise:
             return self.sample(x, state)
         prefix = self._prefix(state)
-        logits = self.score(x, prefix)
+        logits = self.score(x[:, prefix:])
         decided = self.decide(logits, prefix)
         if not self.training:
             return decided
@@ -167,7 +167,7 @@ class TokenDispatcher(Dispatcher):
     def sample(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide by chance, as training with noise does: active with probability ``sigmoid(logit)``."""
         prefix = self._prefix(state)
-        logits = self.score(x, prefix)
+        logits = self.score(x[:, prefix:])
         return self._dispatch(straight_through(gumbel_sigmoid(logits, self.tau)), logits, prefix)  # eqs. (4), (5)
 
     def _prefix(self, state: TokenState | None) -> int:
@@ -203,9 +203,9 @@ class SampleDispatcher(TokenDispatcher):
 
     per_token = False
 
-    def score(self, x: Tensor, prefix: int = 0) -> Tensor:
-        """Logit (B, 1, 1) of each image, of its tokens ``x`` (B, N, C) behind the prefix."""
-        return self._linear(x[:, prefix:].mean(dim=1, keepdim=True))
+    def score(self, x: Tensor) -> Tensor:
+        """Logit of each image of patch tokens ``x`` (B, M, C), (B, 1, 1)."""
+        return self._linear(x.mean(dim=1, keepdim=True))
 
     def forward(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide for every image of ``x`` whether its patch tokens run the branch."""

@@ -5,7 +5,6 @@ python tools/export.py configs/dyt/vitti_cifar100_1k.py calibrated.pth model.onn
 
 import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from mmengine.runner import Runner
 from mmdyt import preflight
 from mmdyt.core.fit.request import RULES, CalibrationRequest
 from mmdyt.engine import onnx_files
+from mmdyt.engine.benchmark.variants import DENSE, like
 from mmdyt.engine.calibration import calibrate_host, sentence
 from mmdyt.engine.export import (
     Deployed,
@@ -122,14 +122,6 @@ def load(args: argparse.Namespace) -> tuple[Config, nn.Module]:
     return cfg, model
 
 
-def dense_of(cfg: Config, state: Mapping[str, torch.Tensor]) -> Deployed:
-    """The frozen network without parts: what its deployment would cost without this package."""
-    nothing = dict(adapter=None, dispatcher=None, substitute=None, parts=None)
-    host = MODELS.build(dict(cfg.model, backbone=dict(cfg.model.backbone, **nothing)))
-    host.load_state_dict(state, strict=False)
-    return deploy(host)[0]
-
-
 def write(program, facts: Facts, path: Path, args: argparse.Namespace) -> Run:
     """Write the file; returns what it computes when it is read again."""
     if args.out.suffix == '.onnx':
@@ -155,7 +147,7 @@ def check_equal(comparison: Comparison, names: list[str]) -> None:
 
 def export(args: argparse.Namespace, cfg: Config, host: nn.Module) -> dict:
     """Export, compare, time and test; returns what there is to report."""
-    images = TestImages(cfg, host.data_preprocessor, args.images, args.shape)
+    images = TestImages(cfg, host, args.images, args.shape)
     model, unmerged = deploy(host)
     facts = facts_of(model, unmerged, cfg, images.size, images.classes)
     eager = Deployed(host).eval()
@@ -194,7 +186,8 @@ def export(args: argparse.Namespace, cfg: Config, host: nn.Module) -> dict:
 
 def dense_runs(cfg: Config, model: Deployed, facts: Facts, args: argparse.Namespace) -> dict[str, Run]:
     """The frozen network without parts, in eager mode and as a file of the same kind."""
-    dense = dense_of(cfg, model.host.state_dict())
+    host = MODELS.build(dict(cfg.model, backbone=dict(cfg.model.backbone, **DENSE)))
+    dense, _ = deploy(like(model.host, host))
     file = args.out.with_name(f'.{args.out.stem}_dense{args.out.suffix}')
     try:
         run = write(to_program(dense, facts.size), facts, file, args)
@@ -212,8 +205,8 @@ def describe(report: dict) -> str:
     lines = [f'Wrote {report["file"]}: {facts["task"]} of {size}{opset}, {report["megabytes"]:.1f} MB.{merged}']
     what = 'pixels' if facts['task'] == 'segmentation' else 'images'
     lines.append(
-        f'Beside the model on {check["images"]} test images: {check["equal"]} of {check["predictions"]} {what} predicted '
-        f'alike; largest difference {check["largest_difference"]:.1e} of the scores.'
+        f'Beside the model on {check["images"]} test images: {check["equal"]} of {check["predictions"]} {what} '
+        f'predicted alike; largest difference {check["largest_difference"]:.1e} of the scores.'
     )
     if check['resized']:
         lines.append(f'{check["resized"]} images were resized to fit.')

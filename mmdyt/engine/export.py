@@ -1,4 +1,4 @@
-"""A model made ready to run elsewhere: one static graph from normalised images to scores, and the facts that go with it.
+"""A model made ready to run elsewhere: a static graph from normalised images to scores, and the facts about it.
 
 B images, K classes, H and W pixels.
 """

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.observe import record_dispatch
+from mmdyt.engine.benchmark.images import window
+from mmdyt.engine.benchmark.measure import turns
 
 TOLERANCE = 1e-4  # of the largest score of an image
 TIE = 1e-5  # of the largest logit of an image: as far as fp32 is exact through a dozen layers
@@ -31,7 +33,7 @@ class TestImages:
 
     Args:
         cfg: Its ``test_dataloader`` is used, without workers.
-        preprocessor: The model's.
+        host: The model; its data preprocessor is used.
         count: How many images at most.
         size: H and W that images are resized to; None is the size of the first one, or of the windows of a sliding
             test.
@@ -42,16 +44,14 @@ class TestImages:
 
     __test__ = False  # pytest takes the name for a test
 
-    def __init__(self, cfg: Config, preprocessor: nn.Module, count: int, size: tuple[int, int] | None = None):
+    def __init__(self, cfg: Config, host: nn.Module, count: int, size: tuple[int, int] | None = None):
         settings = dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)
         settings.pop('prefetch_factor', None)
         loader = Runner.build_dataloader(settings)
-        self.dataset, self._collate, self._preprocessor = loader.dataset, loader.collate_fn, preprocessor
+        self.dataset, self._collate, self._preprocessor = loader.dataset, loader.collate_fn, host.data_preprocessor
         generator = torch.Generator().manual_seed(0)
         self._order = torch.randperm(len(self.dataset), generator=generator)[:count].tolist()
-        test_cfg = cfg.model.get('test_cfg') or {}
-        size = size or (test_cfg.get('crop_size') if test_cfg.get('mode') == 'slide' else None)
-        self.size = tuple(size or self._load(self._order[0])[0].shape[2:])
+        self.size = tuple(size or window(host) or self._load(self._order[0])[0].shape[2:])
         self.resized = 0
 
     def __len__(self) -> int:
@@ -163,18 +163,18 @@ def compare(model: nn.Module, run: Run, images: TestImages) -> Comparison:
 
 @torch.no_grad()
 def median_times(runs: Mapping[str, Run], images: Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds of a pass, medians. All run once a round, so that what else the machine does falls on all alike.
+    """Milliseconds of a pass, medians. All run once a round, each round begins with another one.
 
     Args:
         runs: What is timed, by name.
         images: (B, 3, H, W).
         rounds: Passes of each that count; one more warms up.
     """
-    times = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
+    times, names = {name: [] for name in runs}, list(runs)
+    for round_ in range(rounds + 1):
+        for name in (names[i] for i in turns(len(names), round_)):
             start = time.perf_counter()
-            run(images)
+            runs[name](images)
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(passes[1:]) for name, passes in times.items()}
 

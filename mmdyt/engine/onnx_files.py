@@ -1,4 +1,4 @@
-"""Exported models as ONNX files, run and quantised by onnxruntime. Both libraries are optional: the extra ``export``."""
+"""Exported models as ONNX files, run and quantised by onnxruntime. What that takes is optional: extra ``export``."""
 
 import importlib
 import json

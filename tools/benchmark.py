@@ -22,6 +22,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmengine.utils import ProgressBar
+from torch.utils.data import DataLoader
 
 from mmdyt import preflight
 from mmdyt.core.observe import dynamic_branches
@@ -36,6 +37,7 @@ from mmdyt.engine.comparison_plot import plot_latency
 from mmdyt.engine.flops import find_host, is_recognizer
 from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.checkpoints import check_exists, pretrained_cfgs
+from mmdyt.preflight.datasets import nested, option
 from mmdyt.preflight.fingerprint import versions
 
 LOADER = 'test_dataloader'
@@ -132,15 +134,29 @@ def get_images(cfg: Config, host: nn.Module, request: BenchmarkRequest) -> Image
     number = pool_size(request.batch, request.rounds)
     shape = request.shape and tuple(request.shape)
     try:
-        if cfg.get(LOADER) is None:
-            raise FileNotFoundError(f'config has no {LOADER}.')
-        preflight.check_images(cfg, [LOADER])
+        loader = test_loader(cfg)
     except FileNotFoundError as error:
         print(f'Generated images: {error}', flush=True)
         frames = view_frames(cfg) if is_recognizer(host) else None
         return generated_images(host, number, shape, frames, request.seed)
-    loader = Runner.build_dataloader(dict(cfg[LOADER], batch_size=1, num_workers=0, persistent_workers=False))
     return real_images(host, loader, number, shape, request.seed)
+
+
+def test_loader(cfg: Config) -> DataLoader:
+    """Of the test set, which must be there: nothing is downloaded."""
+    if cfg.get(LOADER) is None:
+        raise FileNotFoundError(f'config has no {LOADER}.')
+    preflight.check_images(cfg, [LOADER])
+    loader = copy.deepcopy(cfg[LOADER]) | dict(batch_size=1, num_workers=0, persistent_workers=False)
+    fetching = [dataset for _, dataset in nested(loader['dataset'], LOADER) if option(dataset, 'download') is True]
+    for dataset in fetching:
+        dataset['download'] = False
+    try:
+        return Runner.build_dataloader(loader)
+    except RuntimeError as error:
+        if not fetching:
+            raise
+        raise FileNotFoundError(str(error).strip().splitlines()[0]) from error
 
 
 def view_frames(cfg: Config) -> int:

@@ -248,19 +248,25 @@ def test_half_precision_keeps_the_gates():
     assert all(dense[name] is p for name, p in after.named_parameters() if name in dense)  # they share as before
 
 
-def test_what_cannot_run_is_named_and_the_rest_is_timed(monkeypatch):
+@pytest.mark.parametrize('which', ['adapter', 'dense'])
+def test_what_cannot_run_is_named_and_the_rest_is_timed(monkeypatch, which):
     real = Network.forward
 
     def forward(self, x):
-        if not dynamic_branches(self) and list(parts(self)):
+        kinds = bool(dynamic_branches(self)), bool(list(parts(self)))
+        if kinds == (False, which == 'adapter'):
             raise torch.OutOfMemoryError('CUDA out of memory.\nMore.')
         return real(self, x)
 
     monkeypatch.setattr(Network, 'forward', forward)
     rows, failed, _ = run(batch=(1,))
-    assert [row['model'] for row in rows] == ['dense', 'dyt']
+    memory, base = 'OutOfMemoryError: CUDA out of memory.', 'there is no dense model to measure it by'
+    expected = (
+        {'adapter': memory} if which == 'adapter' else {'dense': memory, 'adapter': base, 'dyt mlp rate=0.5': base}
+    )
+    assert [row['model'] for row in rows] == (['dense', 'dyt'] if which == 'adapter' else [])
     assert failed == [
-        dict(device='cpu', dtype='fp32', batch=1, variant='adapter', reason='OutOfMemoryError: CUDA out of memory.')
+        dict(device='cpu', dtype='fp32', batch=1, variant=name, reason=reason) for name, reason in expected.items()
     ]
 
 

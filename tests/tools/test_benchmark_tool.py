@@ -65,6 +65,18 @@ def test_generated_images_and_no_weights(benchmark, tiny_cls_config, capsys):
     assert 'random gates' in out
 
 
+def test_nothing_is_downloaded(run_tool, tmp_path, monkeypatch, capsys):
+    def download(*args, **kwargs):
+        raise AssertionError('a benchmark must not download')
+
+    monkeypatch.setattr('mmpretrain.datasets.cifar.download_and_extract_archive', download)
+    options = 'model.backbone.arch=deit-tiny', 'model.head.in_channels=192'
+    root = f'test_dataloader.dataset.data_root={tmp_path / "none"}'
+    config = 'configs/dyt/vitb_cifar100.py', '--batch', 1, '--rounds', 1
+    run_tool('benchmark', *config, '--cfg-options', *options, root)
+    assert 'Generated images: Cannot find' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('options', [(), NO_DATA], ids=['real', 'generated'])
 def test_views_of_clips(benchmark, tiny_video_config, options):
     found = benchmark(tiny_video_config, '--batch', 2, *options)

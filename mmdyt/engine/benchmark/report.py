@@ -34,10 +34,12 @@ def table(result: Mapping) -> str:
     """One block for each device, dtype and batch."""
     gates = ', random gates' if result['gates'] == 'random' else ''
     rows = result['rows']
+    if not rows:
+        return 'Nothing could be timed.'
     sample = 'view' if rows[0]['frames'] else 'image'
     lines = [
         f'{result["part"].capitalize()}, {result["images"]} images{gates}, {result["rounds"]} rounds, '
-        f'{result["threads"]} threads, {result["machine"]["gpu"] or result["machine"]["cpu"]}.'
+        f'{result["threads"]} threads, {", ".join(filter(None, [result["machine"]["gpu"], result["machine"]["cpu"]]))}.'
     ]
     setting = None
     for row in rows:

@@ -15,6 +15,7 @@ from mmengine.config import Config
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+import mmdyt
 from mmdyt.core.observe import dynamic_branches, eval_mode, record_dispatch
 from mmdyt.core.tuning import merge
 from mmdyt.engine.flops import is_recognizer
@@ -178,7 +179,7 @@ def facts_of(model: Deployed, unmerged: list[str], cfg: Config, size: tuple[int,
         capacities=capacities(model.host),
         unmerged=unmerged,
         config=Path(cfg.filename or '').name,
-        version=_version(),
+        version=mmdyt.__version__,
     )
 
 
@@ -192,9 +193,3 @@ def read_program(path: Path) -> tuple[nn.Module, dict]:
     extra = {FACTS: ''}
     program = torch.export.load(path, extra_files=extra)
     return program.module(), json.loads(extra[FACTS])
-
-
-def _version() -> str:
-    from mmdyt import __version__
-
-    return __version__

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -138,6 +139,12 @@ def test_what_the_user_typed_is_checked(refused, tmp_path):
     assert '--images must be at least 1, got 0' in refused('--images', 0)
     assert '--shape must hold two positive sizes' in refused('--shape', 0, 32)
     assert '--rule must come with --target-rate' in refused('--rule', 'global')
+
+
+def test_missing_libraries_are_named_with_the_remedy(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    message = refused()
+    assert 'onnxscript must be installed' in message and "pip install -e '.[export]'" in message
 
 
 def test_thresholds_are_refused_with_the_remedy(refused):

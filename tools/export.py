@@ -4,7 +4,6 @@ python tools/export.py configs/dyt/vitti_cifar100_1k.py calibrated.pth model.onn
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -238,7 +237,7 @@ def main() -> None:
     print(describe(report))
     if args.json:
         with preflight.clean_exit():
-            write_json(args.json, json.loads(json.dumps(report)))
+            write_json(args.json, report)
 
 
 if __name__ == '__main__':

@@ -195,7 +195,8 @@ def accuracies(host: nn.Module, runs: Mapping[str, Run], images: TestImages, cfg
     for batch, samples in images.batches():
         for name, run in runs.items():
             evaluators[name].process(_predicted(host, run(batch), copy.deepcopy(samples)))
-    return {name: evaluator.evaluate(len(images)) for name, evaluator in evaluators.items()}
+    found = {name: evaluator.evaluate(len(images)) for name, evaluator in evaluators.items()}
+    return {name: {metric: float(value) for metric, value in metrics.items()} for name, metrics in found.items()}
 
 
 def _predicted(host: nn.Module, scores: Tensor, samples: list) -> list:

@@ -2,12 +2,14 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
-from conftest import load_tool
+from conftest import ROOT, load_tool
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
 import mmdyt.models.classifier
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels, registers
@@ -16,6 +18,7 @@ from mmdyt.engine.export import Deployed, read_program
 
 SIZES = dict(cls=(32, 32), seg=(64, 96))
 CONTEXT = ('model.backbone.dispatch=layer', 'model.backbone.keys=all')
+PAPER = ('model.backbone.dispatch=mlp',)
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def refused(run_tool, saved, tmp_path, capfd):
     return refuse
 
 
-@pytest.mark.parametrize(('task', 'options'), [('cls', CONTEXT), ('seg', CONTEXT), ('seg', ())])
+@pytest.mark.parametrize(('task', 'options'), [('cls', CONTEXT), ('seg', CONTEXT), ('seg', PAPER)])
 def test_a_program_computes_what_the_model_does(exported, task, options):
     out, model, report = exported(task, 'out.pt2', options=options)
     run, facts = read_program(out)
@@ -108,6 +111,16 @@ def test_an_onnx_file_computes_what_the_model_does(exported, task):
     assert not list(out.parent.glob('.*'))
 
 
+def test_the_example_of_the_docs_runs(exported, monkeypatch, capfd):
+    pytest.importorskip('onnxruntime', reason='the extra export is not installed')
+    out, *_ = exported('cls', 'model.onnx')
+    monkeypatch.chdir(out.parent)
+    Image.new('RGB', (40, 30), 'red').save('image.jpg')
+    capfd.readouterr()
+    exec(re.search(r'```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)[1], {})
+    assert capfd.readouterr().out.strip() in ('0', '1', '2')
+
+
 def test_times_stand_beside_those_of_the_network_without_parts(exported):
     *_, report = exported('cls', 'out.pt2', '--rounds', 2, '--batch', 3)
     assert set(report['latency']['milliseconds']) == {'eager', 'pt2', 'eager dense', 'pt2 dense'}
@@ -126,6 +139,12 @@ def test_what_the_user_typed_is_checked(refused, tmp_path):
     assert '--images must be at least 1, got 0' in refused('--images', 0)
     assert '--shape must hold two positive sizes' in refused('--shape', 0, 32)
     assert '--rule must come with --target-rate' in refused('--rule', 'global')
+
+
+def test_missing_libraries_are_named_with_the_remedy(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxscript', None)
+    message = refused()
+    assert 'onnxscript must be installed' in message and "pip install -e '.[export]'" in message
 
 
 def test_thresholds_are_refused_with_the_remedy(refused):

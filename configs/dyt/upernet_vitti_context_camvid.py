@@ -1,4 +1,4 @@
-"""Dynamic Tuning (DyT), context dispatch, dispatchers fitted to evidence, ViT-Ti/16, UPerNet on CamVid; no number in a paper.
+"""Dynamic Tuning (DyT), context dispatch, fitted dispatchers, ViT-Ti/16, UPerNet on CamVid; no number in the paper.
 
 The result is in docs/results/context.md.
 

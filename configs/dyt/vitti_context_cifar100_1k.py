@@ -1,4 +1,4 @@
-"""Dynamic Tuning (DyT), context dispatch, fitted dispatchers, ViT-Ti/16, 1000 images of CIFAR-100; no number in the paper.
+"""Dynamic Tuning (DyT), context dispatch, fitted dispatchers, ViT-Ti/16, CIFAR-100 (1000); no number in the paper.
 
 The result is in docs/results/context.md.
 

@@ -162,7 +162,7 @@ def export(args: argparse.Namespace, cfg: Config, host: nn.Module) -> dict:
         resized=images.resized,
         predictions=comparison.total,
         equal=comparison.equal,
-        largest_difference=max(comparison.differences),
+        largest_difference=comparison.largest(),
         decided_by_rounding=len(comparison.flipped()),
     )
     kind = 'onnxruntime' if args.out.suffix == '.onnx' else 'pt2'
@@ -210,7 +210,9 @@ def describe(report: dict) -> str:
     if check['resized']:
         lines.append(f'{check["resized"]} images were resized to fit.')
     if check['decided_by_rounding']:
-        lines.append(f'In {check["decided_by_rounding"]} images a tie of token scores was decided by rounding.')
+        lines.append(
+            f'{check["decided_by_rounding"]} more: rounding decided a tie of token scores, and another token ran.'
+        )
     if latency := report.get('latency'):
         lines += [
             '',

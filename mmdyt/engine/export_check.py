@@ -121,6 +121,11 @@ class Comparison:
         pairs = enumerate(zip(self.differences, self.tied, strict=True))
         return [i for i, (difference, tied) in pairs if tied and not difference <= TOLERANCE]
 
+    def largest(self) -> float:
+        """The largest difference of the images in which the same tokens ran; 0 where there are none."""
+        flipped = set(self.flipped())
+        return max((d for i, d in enumerate(self.differences) if i not in flipped), default=0.0)
+
 
 def predictions(scores: Tensor) -> Tensor:
     """The class of the highest score, (B,) or (B, H, W); of one class alone, whether it is positive."""

@@ -30,6 +30,9 @@ def test_an_image_whose_masks_hang_on_a_tie_is_told_apart():
     comparison = Comparison()
     comparison.add(torch.ones(2, 3), 2 * torch.ones(2, 3), torch.tensor([True, False]))
     assert comparison.flipped() == [0] and comparison.unequal() == [1]
+    comparison = Comparison()
+    comparison.add(torch.ones(2, 3), torch.tensor([[2.0, 1, 1], [1.25, 1, 1]]), torch.tensor([True, False]))
+    assert comparison.largest() == 0.25
 
 
 def test_ties_are_those_at_the_border_between_active_and_inactive_tokens():

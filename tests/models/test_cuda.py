@@ -13,7 +13,7 @@ DISPATCH = ['mlp', 'attn', 'attn_mlp', 'layer']
 
 
 def dispatched(method, dispatch, **vit):
-    word = method if method in ('dyt', 'evidence') else f'{method}+dyt'
+    word = method if method in ('dyt', 'evidence', 'context') else f'{method}+dyt'
     options = dict(dispatch=dispatch) | ({} if method == 'adapter' or word == method else dict(adapter=None))
     return learn(build(word, options, **vit))
 

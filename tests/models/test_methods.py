@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[2] / 'configs' / '_base_' / 'methods'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.py'))
 IDENTICAL = [m for m in METHODS if m not in ('ether', 'vpt_shallow', 'vpt_deep', 'adapter_plus')]  # at the start
 MERGING = ['lora', 'ssf', 'ether', 'ether_plus']
-ADDED = [m for m in METHODS if m not in ('linear', 'full', 'dyt', 'evidence')]
+ADDED = [m for m in METHODS if m not in ('linear', 'full', 'dyt', 'evidence', 'context')]
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
 
@@ -96,8 +96,10 @@ def test_every_tuned_parameter_has_a_gradient_and_no_other(method):
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('dispatch', ['mlp', 'attn', 'attn_mlp', 'layer'])
 def test_with_dispatch_packed_equals_masked_and_an_image_does_not_depend_on_its_batch(method, dispatch):
-    word = method if method in ('dyt', 'evidence') else f'{method}+dyt'
+    word = method if method in ('dyt', 'evidence', 'context') else f'{method}+dyt'
     options = dict(dispatch=dispatch) | ({} if method == 'adapter' or word == method else dict(adapter=None))
+    if method == 'context' and dispatch == 'mlp':
+        options['keys'] = 'active'  # the tokens of an MLP attend to nothing
     packed = learn(build(word, options))
     masked = learn(build(word, options, inference='masked'))
     masked.load_state_dict(packed.state_dict())
@@ -111,7 +113,7 @@ def test_with_dispatch_packed_equals_masked_and_an_image_does_not_depend_on_its_
 
 @pytest.mark.parametrize('method', METHODS)
 def test_maps_rates_and_cells_see_no_prompt(method):
-    backbone = build(f'{method}+dyt' if method not in ('dyt', 'evidence') else method, out_type='featmap')
+    backbone = build(f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method, out_type='featmap')
     with record_dispatch(backbone) as record:
         assert features(backbone).shape == (3, 32, 4, 4)
     assert {dispatch.patch_mask.shape for dispatch in record.flat()} == {(3, 16, 1)}
@@ -131,7 +133,7 @@ def test_closed_form_equals_the_operator_counter(method, skip_unread):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_what_ran_is_what_was_expected_to_run(method):
-    backbone = learn(build(f'{method}+dyt' if method not in ('dyt', 'evidence') else method))
+    backbone = learn(build(f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method))
     with record_dispatch(backbone) as record:
         features(backbone)
     active = {name: passes[0].mask.sum((1, 2)) for name, passes in record.dispatches.items()}
@@ -142,7 +144,7 @@ def test_what_ran_is_what_was_expected_to_run(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_unread_tokens_can_be_skipped_without_changing_the_class_token(method):
-    word = f'{method}+dyt' if method not in ('dyt', 'evidence') else method
+    word = f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method
     whole, short = learn(build(word)), learn(build(word, skip_unread=True))
     short.load_state_dict(whole.state_dict())
     torch.testing.assert_close(features(short), features(whole), rtol=0, atol=1e-9)

@@ -66,7 +66,7 @@ def build(tiny_config):
     return make
 
 
-WITH_DISPATCH = [m if m in ('dyt', 'evidence') else f'{m}+dyt' for m in METHODS]
+WITH_DISPATCH = [m if m in ('dyt', 'evidence', 'context') else f'{m}+dyt' for m in METHODS]
 
 
 @pytest.mark.parametrize('host', ['classification', 'segmentation', 'video'])

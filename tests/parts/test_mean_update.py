@@ -92,7 +92,7 @@ def test_a_token_that_gains_nothing_over_it_has_no_evidence():
     tokens = torch.randn(3, 7, DIM).double()
     fit_mean_updates(model, [lambda: model(tokens)])
     torch.testing.assert_close(model.branch.substitute.value.detach(), torch.ones(DIM).double())
-    logs = {name: values for name, (_, values) in _log_evidence(model, found, lambda: model(tokens)).items()}
+    logs = {name: values for name, (_, values, _) in _log_evidence(model, found, lambda: model(tokens)).items()}
     torch.testing.assert_close(logs['branch'].exp(), torch.full((18,), FLOOR).double())
     assert logs['other'].exp().mean() > 1
 

@@ -205,10 +205,19 @@ class Block(Rewritable, nn.Module):
         beside = {site: _beside(branch) for site, branch in self.branches().items()}
         return BlockCost(self.place.dim, query, key, row, beside)
 
-    def token_macs(self, site: str, tokens: int) -> int:
-        """Multiply-adds that one token saves which skips a branch, of N tokens that run it; parts beside it run on."""
-        cost, query = self.cost(), 2 * tokens * self.place.dim
-        attention = cost.query + query + (cost.key + query if self.dynamic[site].keys == 'active' else 0)
+    def token_macs(self, site: str, tokens: int, read: int | None = None) -> int:
+        """Multiply-adds that one patch token saves which skips a branch; parts beside it run on.
+
+        Args:
+            site: Of the branch.
+            tokens: N, all of which run it.
+            read: Leading tokens whose result is wanted; others are keys only. None is all.
+        """
+        cost, queries = self.cost(), tokens if read is None else read
+        key = cost.key + 2 * queries * self.place.dim if self.dynamic[site].keys == 'active' else 0
+        if read is not None:
+            return key
+        attention = cost.query + 2 * tokens * self.place.dim + key
         return sum(dict(attn=[attention], mlp=[cost.row], layer=[attention, cost.row])[site])
 
     def _linear_macs(self, name: str) -> int:

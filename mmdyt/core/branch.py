@@ -122,6 +122,10 @@ class DynamicBranch(nn.Module):
             return False
         return any(parameter.requires_grad for parameter in self.dispatcher.parameters())
 
+    def _learns_now(self) -> bool:
+        """Whether this pass is one that the dispatcher learns from."""
+        return self.training and self.learns()
+
     @property
     def complete(self) -> bool:
         """Whether every token runs the branch, whatever its dispatcher would say."""
@@ -176,7 +180,7 @@ class DynamicBranch(nn.Module):
 
     def _decide(self, x: Tensor, state: TokenState) -> Dispatch:
         """What the dispatcher, or a rule from outside, decides."""
-        if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self.learns()):
+        if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self._learns_now()):
             # what is read is always active, and attends to all: there is nothing to decide about any patch token
             return EveryToken(x[:, : state.read], state.prefix + state.prompts)
         rules = asked_of(RULES, self)
@@ -192,9 +196,9 @@ class DynamicBranch(nn.Module):
         if torch.is_grad_enabled():
             state.unskipped |= self.inference != 'masked' and not dispatch.learnt
             return 'masked'
-        executor = choose(self.inference, dispatch, self.break_even)
-        if executor == 'packed' and exporting():
+        if exporting() and self.inference != 'masked' and dispatch.active is None:
             check_tracing()  # while an MLP may be traced packed
+        executor = choose(self.inference, dispatch, self.break_even)
         state.dense |= executor == 'masked' != self.inference
         return executor
 
@@ -217,6 +221,8 @@ class DynamicBranch(nn.Module):
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
         asked = 0 if dispatch.complete else tokens - dispatch.num_prefix_tokens
         reaches, queries, keys = tokens, ran, tokens if all_keys else ran
+        if all_keys and executor in SKIPPING and not dispatch.rows().numel():
+            keys = 0  # nothing ran at all
         if read is not None:
             reaches = queries = read
         run = BranchRun(reaches, asked, queries, keys, executor)

@@ -4,6 +4,7 @@ B images, K classes, H and W pixels.
 """
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -112,14 +113,14 @@ class Comparison:
         self.equal, self.total = self.equal + int(same.sum()), self.total + same.numel()
 
     def unequal(self) -> list[int]:
-        """Images whose scores differ by more than rounding can explain."""
+        """Images whose scores differ by more than rounding can explain; what is no number is never explained."""
         pairs = enumerate(zip(self.differences, self.tied, strict=True))
-        return [i for i, (difference, tied) in pairs if not (difference <= TOLERANCE or tied)]
+        return [i for i, (d, tied) in pairs if not (d <= TOLERANCE or (tied and math.isfinite(d)))]
 
     def flipped(self) -> list[int]:
         """Images whose scores differ since rounding decided which tokens run."""
         pairs = enumerate(zip(self.differences, self.tied, strict=True))
-        return [i for i, (difference, tied) in pairs if tied and not difference <= TOLERANCE]
+        return [i for i, (d, tied) in pairs if tied and math.isfinite(d) and d > TOLERANCE]
 
     def largest(self) -> float:
         """The largest difference of the images in which the same tokens ran; 0 where there are none."""

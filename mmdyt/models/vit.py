@@ -119,6 +119,13 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         if skip_unread:
             self._check_unread_can_be_skipped()
         set_tuned(self, tuned)
+        if training == 'active_only' and any(
+            branch.learns() for layer in self.layers for branch in layer.branches().values()
+        ):
+            raise ValueError(
+                "training must not be 'active_only' with dispatchers that are trained, which get no gradient then. "
+                "Take 'split', or dispatcher=dict(noise=False, fitted=True)."
+            )
 
     def _open(self, dispatch: str, inference: str, training: str, keys: str) -> None:
         """Adopt the layers as blocks, and make room for parts."""
@@ -164,8 +171,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             raise ValueError(
                 f'skip_unread must be False unless the projections are nn.Linear, got {type(last.attn.qkv)}.'
             )
-        branches = last.branches().values()
-        if any(branch.training_executor == 'masked_all_keys' and branch.keys == 'active' for branch in branches):
+        mixing = [branch for site, branch in last.branches().items() if site != 'mlp']
+        if any(branch.training_executor == 'masked_all_keys' and branch.keys == 'active' for branch in mixing):
             raise ValueError("skip_unread must be False with training='masked_all_keys', got True.")
         for part in parts_of(last):
             if part.reads_all:

@@ -50,7 +50,7 @@ class ViTMacs:
         """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
         patches = self.num_patches(height, width)
         active = {
-            f'layers.{i}.dynamic.{site}': prefix + rate * patches
+            f'layers.{i}.dynamic.{site}': _ran(prefix + rate * patches, prefix + patches, branch.break_even)
             for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
             for site, branch in layer.branches().items()
             if branch.dispatcher is not None and branch.inference != 'masked'
@@ -94,6 +94,11 @@ class ViTMacs:
         skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
         skipped *= int(self.final_norm)
         return self._outside_macs(patches) + skipped + sum(layer.dense_macs(tokens) for layer in self.layers)
+
+
+def _ran(active: float, tokens: int, break_even: float | None) -> float:
+    """How many of N tokens run a branch when some are active: all where skipping the others would take longer."""
+    return tokens if break_even is not None and active >= break_even * tokens else active
 
 
 def _check_counts(counts: Iterable[Count], tokens: int) -> None:

@@ -1,5 +1,6 @@
 """Read the config that the user named, and merge the command line into it."""
 
+import copy
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -62,6 +63,8 @@ def load_config(args: Namespace) -> Config:
         check_options(cfg, args.cfg_options)
         with part('--cfg-options', 'fit the config'):
             cfg.merge_from_dict(args.cfg_options)
+    if isinstance(cfg.get('model'), dict) and cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))  # as a runner does
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg

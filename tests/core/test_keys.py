@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from doubles import Fixed, PlainLayer, Update
+from doubles import Fixed, Gate, PlainLayer, Update
 
 from mmdyt.core.branch import BranchRun, DynamicBranch
 from mmdyt.core.dispatch import Dispatch, best_tokens
@@ -198,7 +198,13 @@ def test_what_is_read_is_what_the_whole_layer_gives(dispatch, keys, inference):
 
 
 def test_below_a_class_token_context_dispatch_has_nothing_to_decide():
-    layer, x = build('layer', 'all'), torch.randn(BATCH, TOKENS, DIM).double()
+    """Trained gates are not asked either, but in training, where they learn from it."""
+    layer, x = PlainLayer(DIM, dispatch='layer', keys='all').double(), torch.randn(BATCH, TOKENS, DIM).double()
+    layer.branch('layer').add(Gate(DIM).double())
+    with record_dispatch(layer) as record:
+        layer.train()(x, TokenState(prefix=1, read=1))
+    assert record.runs['dynamic.layer'][0].patches == TOKENS - 1
+    layer.eval()
     with torch.no_grad(), record_dispatch(layer) as record:
         layer(x, TokenState(prefix=1, read=1))
     assert record.runs['dynamic.layer'] == [BranchRun(1, 0, 1, TOKENS)]

@@ -35,6 +35,12 @@ def test_an_image_whose_masks_hang_on_a_tie_is_told_apart():
     assert comparison.largest() == 0.25
 
 
+def test_scores_that_are_no_numbers_are_never_excused_by_a_tie():
+    comparison = Comparison()
+    comparison.add(torch.ones(2, 3), torch.full((2, 3), torch.nan), torch.tensor([True, True]))
+    assert comparison.unequal() == [0, 1] and comparison.flipped() == []
+
+
 def test_ties_are_those_at_the_border_between_active_and_inactive_tokens():
     logits = torch.tensor([[4.0, 3, 3, 1], [4, 4, 3, 1], [4, 3, 2, 1], [4, 3, 3 - 1e-7, 1]])[..., None]
     assert ties([best_tokens(logits, 0.5, 1)]).tolist() == [True, False, False, True]

@@ -132,3 +132,21 @@ def test_a_plain_vit_costs_what_it_is_and_nothing_more():
     plain = VisionTransformer(arch=TINY, img_size=32, patch_size=8)
     assert model.macs(32, 32, {}) == model.dense_macs(32, 32)
     assert count_macs(lambda: plain(torch.randn(1, 3, 32, 32))) == model.dense_macs(32, 32)
+
+
+VARIANTS = [('mlp', 'active'), ('layer', 'active'), ('layer', 'all'), ('attn', 'all')]
+
+
+@pytest.mark.parametrize('break_even', [None, 0.5])
+@pytest.mark.parametrize('skip_unread', [False, True])
+@pytest.mark.parametrize('capacity', [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(('dispatch', 'keys'), VARIANTS)
+def test_capacities_cost_what_is_expected_and_what_operators_count(dispatch, keys, capacity, skip_unread, break_even):
+    """Gates that are trained too, which below a class token have nothing to decide in inference."""
+    options = dict(keys=keys, skip_unread=skip_unread, break_even=break_even)
+    model = DyTVisionTransformer(TINY, dispatch=dispatch, img_size=32, patch_size=8, **options).eval()
+    for branch in dynamic_branches(model).values():
+        branch.dispatcher.set_rule(capacity=capacity)
+    with torch.no_grad(), record_dispatch(model) as record:
+        counted = count_macs(lambda: model(torch.randn(3, 3, 32, 32)))
+    assert counted == billed(model, record, 32, 32) == 3 * model.macs_at(32, 32, capacity)

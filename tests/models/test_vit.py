@@ -293,3 +293,10 @@ class TestMistakes:
     def test_negative_out_indices_work_in_a_tuple(self):
         model = DyTVisionTransformer(arch=TINY, img_size=32, patch_size=8, out_indices=(-2, -1))
         assert model.out_indices == [1, 2]
+
+
+def test_active_only_is_refused_for_gates_that_are_trained():
+    with pytest.raises(ValueError, match="^training must not be 'active_only' with dispatchers that are trained"):
+        DyTVisionTransformer(TINY, img_size=32, patch_size=8, training='active_only')
+    fitted = dict(noise=False, fitted=True)
+    DyTVisionTransformer(TINY, img_size=32, patch_size=8, training='active_only', dispatcher=fitted)

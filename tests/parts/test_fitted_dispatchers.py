@@ -190,6 +190,13 @@ def test_a_ridge_that_is_no_positive_number_is_refused(ridge):
         fit_dispatchers(build(), [lambda: 0], ridge)
 
 
+def test_a_token_that_nobody_reads_saves_its_key_alone():
+    layer, n = PlainLayer(8, 32, 'layer'), 16
+    saved = layer.macs(layer.expected(n, 1, dict(layer=n), read=1))
+    saved -= layer.macs(layer.expected(n, 1, dict(layer=n - 1), read=1))
+    assert layer.token_macs('layer', n, read=1) == saved
+
+
 @pytest.mark.parametrize('keys', ['active', 'all'])
 def test_evidence_per_mac_divides_by_what_skipping_saves(keys):
     """Counted by the block itself: what it costs with all tokens, less what it costs with one fewer."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -27,6 +28,13 @@ SCALE = 1024.0  # of the loss, so that half precision keeps small derivatives; e
 FLOOR = 1e-6  # of the mean evidence of an image: the logarithm of less says nothing
 
 Losses = Sequence[Callable[[], Tensor]]
+
+
+class Reached(NamedTuple):
+    """What reached a branch: tokens N of each image, and the leading ones whose result is wanted; None is all."""
+
+    tokens: int
+    read: int | None
 
 
 class _Moments:
@@ -91,15 +99,15 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_m
     if not losses:
         raise ValueError('losses must hold at least one loss, got none.')
     moments: dict[str, _Moments] = {}
-    tokens: dict[str, int] = {}
+    reached: dict[str, Reached] = {}
     with eval_mode(model):
         for loss in losses:
-            for name, (inputs, outcomes, tokens[name]) in _log_evidence(model, dispatchers, loss).items():
+            for name, (inputs, outcomes, reached[name]) in _log_evidence(model, dispatchers, loss).items():
                 found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
                 found.add(inputs, outcomes)
     if not all(found.count for found in moments.values()):
         raise ValueError('losses must give finite evidence for some image, got none. Has training diverged?')
-    explained, costs = {}, _log_costs(model, tokens) if per_mac else {}
+    explained, costs = {}, _log_costs(model, reached) if per_mac else {}
     with torch.no_grad():
         for name, found in moments.items():
             weight, bias, explained[name] = found.solve(ridge)
@@ -107,16 +115,16 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_m
     return explained
 
 
-def _log_costs(model: nn.Module, tokens: Mapping[str, int]) -> dict[str, float]:
+def _log_costs(model: nn.Module, reached: Mapping[str, Reached]) -> dict[str, float]:
     """Logarithm of what skipping saves, in units of the mean over the branches, by branch name."""
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
     costs = {
-        branch: block.token_macs(site, tokens[branch])
+        branch: block.token_macs(site, *reached[branch])
         for name, block in blocks.items()
         for site in block.branches()
-        if (branch := f'{name}.dynamic.{site}'.lstrip('.')) in tokens
+        if (branch := f'{name}.dynamic.{site}'.lstrip('.')) in reached
     }
-    if costs.keys() != tokens.keys():
+    if costs.keys() != reached.keys():
         raise ValueError('per_mac must be False for branches outside a mmdyt.core.block.Block, got True.')
     mean = sum(costs.values()) / len(costs)
     return {name: math.log(cost / mean) for name, cost in costs.items()}
@@ -124,43 +132,42 @@ def _log_costs(model: nn.Module, tokens: Mapping[str, int]) -> dict[str, float]:
 
 def _log_evidence(
     model: nn.Module, dispatchers: dict[str, Dispatcher], loss: Callable[[], Tensor]
-) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Inputs of the gates (M, C) and log evidence (M,) of one batch, and its tokens an image, by branch name."""
+) -> dict[str, tuple[Tensor, Tensor, Reached]]:
+    """Inputs of the gates (M, C) and log evidence (M,) of one batch, and what reached the branch, by its name."""
     with torch.enable_grad(), _differentiable_masks(model) as seen:
         value = loss() * SCALE
         found = {name: decided for name, decided in seen.items() if name in dispatchers}
-        found = {name: (x, d) for name, (x, d) in found.items() if d.mask.shape[1] > d.num_prefix_tokens}
+        found = {name: (x, d, read) for name, (x, d, read) in found.items() if d.mask.shape[1] > d.num_prefix_tokens}
         if not (value.requires_grad and found):
             raise ValueError('losses must depend on the dispatched branches of the model, got one that does not.')
-        gradients = torch.autograd.grad(value, [d.mask for _, d in found.values()], allow_unused=True)
-    evidence, inputs = {}, {}
-    for (name, (x, dispatch)), gradient in zip(found.items(), gradients, strict=True):
+        gradients = torch.autograd.grad(value, [d.mask for _, d, _ in found.values()], allow_unused=True)
+    evidence, inputs, reached = {}, {}, {}
+    for (name, (x, dispatch, read)), gradient in zip(found.items(), gradients, strict=True):
         values = torch.zeros_like(dispatch.mask) if gradient is None else gradient.abs()
         evidence[name] = values[:, dispatch.num_prefix_tokens :, 0]
         inputs[name] = x[:, dispatch.num_prefix_tokens :].flatten(0, 1)
+        reached[name] = Reached(x.shape[1], read)
     mean = torch.stack([values.mean(1) for values in evidence.values()]).mean(0)[:, None]  # (B, 1)
     mean = mean.where(mean.isfinite(), math.nan)  # an overflow anywhere spoils its image
     logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
     finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence
-    return {
-        name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]], found[name][1].mask.shape[1])
-        for name in logs
-    }
+    return {name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]], reached[name]) for name in logs}
 
 
 @contextmanager
-def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Dispatch]]]:
+def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Dispatch, int | None]]]:
     """Within the context the masks of all dispatchers are leaves of the graph, whose derivative can be asked for.
 
     Yields:
-        Input (B, N, C) of each dispatcher and what it decided, by branch name, as the model runs.
+        Input (B, N, C) of each dispatcher, what it decided, and leading tokens that are read, by branch name, as the
+        model runs.
     """
-    seen: dict[str, tuple[Tensor, Dispatch]] = {}
+    seen: dict[str, tuple[Tensor, Dispatch, int | None]] = {}
 
     def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
         dispatch = dispatcher(x, state)
         dispatch = dispatch.with_mask(dispatch.mask.detach().requires_grad_())
-        seen[name] = x.detach().float(), dispatch
+        seen[name] = x.detach().float(), dispatch, state.read
         return dispatch
 
     with decisions(model, {name: partial(rule, name) for name in dynamic_branches(model)}):

@@ -67,10 +67,11 @@ def _variants(build: Build, request: BenchmarkRequest, images: Images, trained: 
 
 
 def active_share(network: Network, batch: torch.Tensor) -> float:
-    """Share of the tokens, prefix included, that run the dispatched branches: what ``break_even`` is compared with."""
+    """Share of the tokens, prefix included, that run the branches that decide: what ``break_even`` is compared with."""
     with record_dispatch(network) as record:
         network(batch)
-    masks = [dispatch.mask.float().mean().item() for dispatch in record.flat()]
+    decided = [d for d in record.flat() if not d.complete and d.patch_mask.shape[1]]
+    masks = [dispatch.mask.float().mean().item() for dispatch in decided]
     return sum(masks) / len(masks)
 
 

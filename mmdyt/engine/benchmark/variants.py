@@ -19,7 +19,7 @@ from mmdyt.core.part import parts as parts_of
 from mmdyt.engine.benchmark.request import BenchmarkRequest
 from mmdyt.engine.flops import HEADS, is_recognizer
 
-DENSE = dict(adapter=None, dispatcher=None, substitute=None, parts=None, tuned=None, skip_unread=False)
+DENSE = dict(adapter=None, dispatcher=None, substitute=None, parts=None, tuned=None)
 COMPLETE = dict(dispatcher=None, substitute=None)
 PARTS = ('backbone', 'neck', 'head')
 CALIBRATED = 32  # images, or frames of views
@@ -202,7 +202,7 @@ def _dispatched(build: Build, source: nn.Module, request: BenchmarkRequest) -> I
     seen = set()
     for dispatch, keep, inference in product(*words):
         changes = dict(dispatch=dispatch, keys=keep, inference=inference)
-        if (dispatch or source.backbone.dispatch) == 'mlp' and keep == 'all':
+        if (dispatch or source.backbone.dispatch) == 'mlp' and (keep or source.backbone.keys) == 'all':
             changes['keys'] = 'active'  # the tokens of an MLP attend to nothing
         if (key := tuple(changes.values())) not in seen:
             seen.add(key)

@@ -325,6 +325,15 @@ def test_default_work_dir_is_named_after_the_config(tiny_config):
     assert preflight.load_config(args).work_dir == 'work_dirs/tiny'
 
 
+@pytest.mark.parametrize(('own', 'expected'), [(None, 'Given'), (dict(type='Own'), 'Own')])
+def test_a_preprocessor_beside_the_model_is_the_models_for_every_tool_as_for_a_runner(tmp_path, own, expected):
+    path = tmp_path / 'config.py'
+    model = dict(type='Model') | ({} if own is None else dict(data_preprocessor=own))
+    path.write_text(f"model = {model!r}\ndata_preprocessor = dict(type='Given')\n")
+    args = Namespace(config=str(path), cfg_options=None, work_dir=None, launcher='none', local_rank=0)
+    assert preflight.load_config(args).model.data_preprocessor.type == expected
+
+
 def test_auto_resume_without_a_checkpoint_starts_as_without(tmp_path, trained):
     cfg = Config(dict(work_dir=str(tmp_path), load_from='base.pth', resume=False))
     preflight.set_resume(cfg, 'auto')

@@ -12,17 +12,19 @@ class Lengths:
 
     Args:
         mask: (B, N, 1), 0 or 1.
+        surplus: Rows behind those of the last image that belong to none, and whose update nobody reads.
     """
 
-    def __init__(self, mask: Tensor):
+    def __init__(self, mask: Tensor, surplus: int = 0):
         self._mask = mask
+        self._surplus = (surplus,) if surplus else ()
         self._found: tuple[int, ...] | None = None
 
     def __call__(self) -> tuple[int, ...]:
-        """One number for each image."""
+        """One number for each image, and that of surplus rows if there are some."""
         check_tracing()
         if self._found is None:
-            self._found = tuple(self._mask.detach().sum(dim=(1, 2)).int().tolist())
+            self._found = (*self._mask.detach().sum(dim=(1, 2)).int().tolist(), *self._surplus)
         return self._found
 
 
@@ -161,7 +163,8 @@ def _image_by_image_to_all(
     query: Tensor, key: Tensor, value: Tensor, lengths: tuple[int, ...], dropout: float
 ) -> Tensor:
     """Attention of packed queries (1, H, K, D) to all keys (B, H, N, D) of their image, one call per image."""
-    parts = zip(query.split(lengths, dim=2), key.split(1), value.split(1), strict=True)
+    keys, values = ([*t.split(1), t[:1]][: len(lengths)] for t in (key, value))  # surplus rows attend to anything
+    parts = zip(query.split(lengths, dim=2), keys, values, strict=True)
     return torch.cat([dot_product_attention(q, k, v, dropout_p=dropout) for q, k, v in parts], dim=2)
 
 

@@ -55,7 +55,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', nargs='+', default=[], help=f'{", ".join(DEVICES)}; default: cuda if it is there')
     parser.add_argument('--dtype', nargs='+', default=['fp32'], help=', '.join(DTYPES))
     parser.add_argument('--rate', nargs='+', type=float, default=[], help='activation rates to set on the images')
-    parser.add_argument('--rule', default=RULES[0], help=f'of --rate: {", ".join(RULES)}')
+    parser.add_argument('--rule', help=f'of --rate: {", ".join(RULES)}; default: the first that works')
     parser.add_argument('--inference', nargs='+', default=[], help='executors: auto, packed, fixed, masked')
     parser.add_argument('--dispatch', nargs='+', default=[], help='mlp, attn, attn_mlp, layer; not with a checkpoint')
     parser.add_argument('--keys', nargs='+', default=[], help='active, all; not with a checkpoint')
@@ -91,8 +91,8 @@ def check_request(args: argparse.Namespace) -> BenchmarkRequest:
             )
     names = ('batch', 'device', 'dtype', 'rate', 'inference', 'dispatch', 'keys')
     words = {name: tuple(getattr(args, name)) for name in names}
-    plain = {name: getattr(args, name) for name in ('rule', 'rounds', 'threads', 'seed', 'shape', 'part')}
-    return BenchmarkRequest(**words, **plain, compiled=args.compile)
+    plain = {name: getattr(args, name) for name in ('rounds', 'threads', 'seed', 'shape', 'part')}
+    return BenchmarkRequest(**words, **plain, rule=args.rule or RULES[0], compiled=args.compile)
 
 
 def load(args: argparse.Namespace) -> tuple[Config, Build, str]:
@@ -217,6 +217,16 @@ def check_dispatched(args: argparse.Namespace, host: nn.Module) -> None:
             raise ValueError(f'{option} must be left out for a model without dispatchers, got {given}.')
 
 
+def with_defaults(args: argparse.Namespace, request: BenchmarkRequest, host: nn.Module) -> BenchmarkRequest:
+    """The request with the rate and the rule that the model's dispatchers allow, where the user named none."""
+    dispatchers = [branch.dispatcher for branch in dynamic_branches(host).values()]
+    if args.rule is None and not all(dispatcher.per_token for dispatcher in dispatchers):
+        request = replace(request, rule='threshold')
+    if any(dispatcher.adjustable for dispatcher in dispatchers) and not request.rate and not args.checkpoint:
+        request = replace(request, rate=(getattr(host, 'target_rate', 0.5),))
+    return request
+
+
 def time_all(
     args: argparse.Namespace, request: BenchmarkRequest, variants: list[Variant], images: Images, known: dict
 ) -> dict:
@@ -242,8 +252,7 @@ def main() -> None:
         cfg, builder, weights = load(args)
         host = builder()
         check_dispatched(args, host)
-        if dynamic_branches(host) and not request.rate and not args.checkpoint:
-            request = replace(request, rate=(getattr(host, 'target_rate', 0.5),))
+        request = with_defaults(args, request, host)
         images = get_images(cfg, host, request)
         trained = bool(args.checkpoint)
         variants = build_variants(builder, request, images.pool, trained)

@@ -73,7 +73,8 @@ def builder(task: str = 'classification', **own):
         with DefaultScope.overwrite_default_scope(scope):
             model = MODELS.build(host | dict(backbone=backbone))
         for branch in dynamic_branches(model).values():
-            torch.nn.init.normal_(branch.dispatcher.gate.weight)
+            if branch.dispatcher.adjustable:
+                torch.nn.init.normal_(branch.dispatcher.gate.weight)
         return model
 
     return build
@@ -185,6 +186,20 @@ def test_without_a_rate_the_rule_of_the_model_holds():
         run(rate=(), inference=('fixed',))
 
 
+@pytest.mark.parametrize(
+    ('dispatcher', 'asked', 'expected'),
+    [
+        ('Sample', dict(), "rule must be 'threshold' with the SampleDispatcher of"),
+        ('Sample', dict(rate=(), inference=('fixed',)), "inference must not be 'fixed' with the SampleDispatcher of"),
+        ('Random', dict(rate=(), inference=('fixed',)), "inference must not be 'fixed' with the RandomDispatcher of"),
+        ('Random', dict(), 'model must have a dispatcher with a threshold'),
+    ],
+)
+def test_what_dispatchers_cannot_do_is_refused(dispatcher, asked, expected):
+    with pytest.raises(ValueError, match=expected):
+        run(own=dict(dispatcher=dict(type=f'mmdyt.{dispatcher}Dispatcher')), **asked)
+
+
 def test_dispatches_and_keys_are_crossed_where_they_mean_something():
     rows, failed, _ = run(batch=(1,), dispatch=('mlp', 'attn', 'layer'), keys=('active', 'all'), rounds=1)
     pairs = [(row['dispatch'], row['keys']) for row in rows[2:]]
@@ -246,13 +261,16 @@ def test_half_precision_keeps_the_gates():
     assert all(dense[name] is p for name, p in after.named_parameters() if name in dense)  # they share as before
 
 
+@pytest.mark.parametrize('last', [False, True])  # thresholds: a later batch may have more active tokens
 @pytest.mark.parametrize('which', ['adapter', 'dense'])
-def test_what_cannot_run_is_named_and_the_rest_is_timed(monkeypatch, which):
-    real = Network.forward
+def test_what_cannot_run_is_named_and_the_rest_is_timed(monkeypatch, which, last):
+    real, calls = Network.forward, []
 
     def forward(self, x):
         kinds = bool(dynamic_branches(self)), bool(list(parts(self)))
         if kinds == (False, which == 'adapter'):
+            calls.append(x)
+        if kinds == (False, which == 'adapter') and (not last or len(calls) == 5):
             raise torch.OutOfMemoryError('CUDA out of memory.\nMore.')
         return real(self, x)
 

@@ -85,6 +85,18 @@ def test_views_of_clips(benchmark, tiny_video_config, options):
     assert found['image_count'] == 4
 
 
+@pytest.mark.parametrize(
+    ('dispatcher', 'rule', 'rate'),
+    [("type='mmdyt.SampleDispatcher'", 'threshold', 0.5), ("_delete_=True,type='mmdyt.RandomDispatcher'", None, None)],
+)
+def test_the_defaults_are_what_the_dispatchers_allow(benchmark, tiny_cls_config, tmp_path, dispatcher, rule, rate):
+    config = tmp_path / 'config.py'
+    change = f'model = dict(backbone=dict(dispatcher=dict({dispatcher})))'
+    config.write_text(f'_base_ = {str(tiny_cls_config)!r}\n{change}\n')
+    found = benchmark(config, '--batch', 2)
+    assert (found['rule'], found['rows'][2]['rate']) == (rule, rate) and found['failed'] == []
+
+
 def test_another_method(benchmark, tiny_cls_config):
     found = benchmark(tiny_cls_config, '--batch', 1, '--method', 'lora', '--part', 'backbone')
     assert [row['model'] for row in found['rows']] == ['dense', 'adapter'] and found['method'] == 'lora'

@@ -70,7 +70,9 @@ def placed(variants: Sequence[Variant], request: BenchmarkRequest) -> Iterator[t
             yield device, dtype, found
 
 
-def take_rounds(networks: Sequence[Network], batches: Sequence[Tensor], warm_up: int, progress: Progress) -> list[list]:
+def take_rounds(
+    networks: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], warm_up: int, progress: Progress
+) -> list[list]:
     """Seconds of each network on each batch: all run once a round, each round begins with another one.
 
     Args:
@@ -114,9 +116,12 @@ def _setting(variants: list[Variant], images: Images, request: BenchmarkRequest,
     warm_up = _warm_up(request)
     batches = images.deal(batch, warm_up + request.rounds, request.seed, like=first)
     with many_compiled() if request.compiled else nullcontext():
-        variants, failed = _runnable(variants, batches[0])
+        guards = [_Guard(variant.network) for variant in variants]
+        seconds = take_rounds(guards, batches, warm_up, progress)
+        failed = _failures(variants, guards)
+        seconds = [took for variant, took in zip(variants, seconds, strict=True) if variant.name not in failed]
+        variants = [variant for variant in variants if variant.name not in failed]
         networks = [variant.network for variant in variants]
-        seconds = take_rounds(networks, batches, warm_up, progress)
         splits = _splits(networks, batches[warm_up:][:SPLIT_ROUNDS], progress)
         memory = [peak_memory(network, batches[-1]) for network in networks]
     costs, rows = {}, []
@@ -125,29 +130,39 @@ def _setting(variants: list[Variant], images: Images, request: BenchmarkRequest,
         costs[key] = costs.get(key) or count(variant.network, batches[warm_up:])
         base = seconds[[one.compiled for one in variants].index(variant.compiled)]
         rows.append(_row(variant, took, base, costs[key]) | dict(split_ms=split, peak_memory_mb=peak))
-    return rows, failed
+    return rows, [dict(variant=name, reason=reason) for name, reason in failed.items()]
 
 
 def _warm_up(request: BenchmarkRequest) -> int:
     return WARM_UP_COMPILED if request.compiled else WARM_UP
 
 
-def _runnable(variants: list[Variant], batch: Tensor) -> tuple[list[Variant], list[dict]]:
-    """The variants that run a batch, and why others do not: the results of the rest are worth having."""
-    failed: dict[str, str] = {}
-    for variant in variants:
-        try:
-            variant.network(batch)
-        except RuntimeError as error:  # out of memory, or what cannot be compiled
-            lines = str(error).strip().splitlines() or ['']
-            failed[variant.name] = f'{type(error).__name__}: {lines[0]}'
-        if ('dense compiled' if variant.compiled else 'dense') in failed:
-            failed.setdefault(variant.name, 'there is no dense model to measure it by')
-    found = [variant for variant in variants if variant.name not in failed]
-    return found, [dict(variant=name, reason=reason) for name, reason in failed.items()]
+class _Guard:
+    """A network that does nothing more after its first error: the results of the others are worth having."""
+
+    def __init__(self, network: Network):
+        self.network = network
+        self.reason: str | None = None
+
+    def __call__(self, batch: Tensor) -> None:
+        if self.reason is None:
+            try:
+                self.network(batch)
+            except RuntimeError as error:  # out of memory, at some batch, or what cannot be compiled
+                lines = str(error).strip().splitlines() or ['']
+                self.reason = f'{type(error).__name__}: {lines[0]}'
 
 
-def _seconds(network: Network, batch: Tensor) -> float:
+def _failures(variants: Sequence[Variant], guards: Sequence[_Guard]) -> dict[str, str]:
+    """Why variants could not run, by name."""
+    failed = {one.name: guard.reason for one, guard in zip(variants, guards, strict=True) if guard.reason}
+    for one in variants:
+        if ('dense compiled' if one.compiled else 'dense') in failed:
+            failed.setdefault(one.name, 'there is no dense model to measure it by')
+    return failed
+
+
+def _seconds(network: Callable[[Tensor], object], batch: Tensor) -> float:
     """Of one pass; a GPU is waited for before and after."""
     wait(batch)
     start = perf_counter()

@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from mmdyt.core.fit.calibrate import calibrate, check_per_image, token_dispatchers
+from mmdyt.core.fit.calibrate import calibrate, token_dispatchers
 from mmdyt.core.fit.request import CalibrationRequest
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.part import Dispatcher
@@ -181,10 +181,15 @@ def with_rate(network: Network, rate: float, rule: str, pool: Tensor, trained: b
         rule: ``'capacity'`` or ``'threshold'``.
         pool: Images to calibrate on.
         trained: Whether the gates were trained.
+
+    Raises:
+        ValueError: If no dispatcher can be set to a rate, or not by the rule.
     """
     network = network.twin()
     dispatchers = token_dispatchers(network)
-    check_per_image(dispatchers, rule == 'capacity')
+    for name, dispatcher in dispatchers.items():
+        if rule == 'capacity' and not dispatcher.per_token:
+            raise ValueError(f"rule must be 'threshold' with the {type(dispatcher).__name__} of {name}, got {rule!r}.")
     if rule == 'capacity' and not trained:  # of random gates there is nothing to find out
         for dispatcher in dispatchers.values():
             dispatcher.set_rule(capacity=rate)
@@ -214,7 +219,10 @@ def _check_fixed(host: nn.Module, request: BenchmarkRequest, inference: str | No
     """Refuse ``fixed`` for dispatchers that keep a threshold."""
     if inference == 'fixed' and not request.rate:
         for name, branch in dynamic_branches(host).items():
-            if getattr(branch.dispatcher, 'capacity', None) is None:
+            dispatcher = branch.dispatcher
+            if not (dispatcher.adjustable and dispatcher.per_token):
+                raise ValueError(f"inference must not be 'fixed' with the {type(dispatcher).__name__} of {name}.")
+            if getattr(dispatcher, 'capacity', None) is None:
                 raise ValueError(
                     f"inference must not be 'fixed' without a capacity, got none in {name}. Calibrate the checkpoint "
                     'with tools/calibrate.py --per-image, or set rate.'

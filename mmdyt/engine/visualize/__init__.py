@@ -1,0 +1,1 @@
+"""Pictures of which tokens ran where."""

@@ -13,7 +13,7 @@ from tiny_configs import TINY_ARCH
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels, registers
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import dynamic_branches, record_dispatch
-from mmdyt.engine.flops import CostCounter
+from mmdyt.engine.costs import CostCounter
 
 ROOT = Path(__file__).parents[1]
 HEADS = {

@@ -34,7 +34,7 @@ from mmdyt.engine.benchmark.report import machine, table
 from mmdyt.engine.benchmark.request import DEVICES, DTYPES, RULES, TIMED, BenchmarkRequest
 from mmdyt.engine.benchmark.variants import Build, Variant, build_variants
 from mmdyt.engine.comparison_plot import plot_latency
-from mmdyt.engine.flops import find_host, is_recognizer
+from mmdyt.engine.host import find_host, is_recognizer
 from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.checkpoints import check_exists, pretrained_cfgs
 from mmdyt.preflight.datasets import nested, option

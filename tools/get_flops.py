@@ -19,7 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from mmdyt import preflight
 from mmdyt.core.observe import complete_model, dynamic_branches
 from mmdyt.core.tuning import count_parameters
-from mmdyt.engine.flops import HEADS, find_host, is_recognizer, part_macs
+from mmdyt.engine.host import HEADS, find_host, is_recognizer, part_macs
 from mmdyt.engine.shapes import shapes_only
 from mmdyt.files import check_out_file, write_json
 from mmdyt.preflight.names import check_types

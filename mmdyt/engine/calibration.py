@@ -21,8 +21,8 @@ from mmdyt.core.fit.calibrate import Calibrated, Forwards, calibrate, check_per_
 from mmdyt.core.fit.request import CalibrationRequest
 from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import eval_mode
+from mmdyt.engine.costs import CostCounter
 from mmdyt.engine.finite import UnfinishedError
-from mmdyt.engine.flops import CostCounter
 from mmdyt.engine.rng_state import get_random_states, set_random_states
 from mmdyt.registry import HOOKS
 

@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 import mmdyt
 from mmdyt.core.observe import dynamic_branches, eval_mode, record_dispatch
 from mmdyt.core.tuning import merge
-from mmdyt.engine.flops import is_recognizer
+from mmdyt.engine.host import is_recognizer
 
 FACTS = 'mmdyt.json'  # the extra file of a .pt2
 INPUT, OUTPUT = 'image', 'scores'

@@ -1,6 +1,7 @@
 """Which images of a rank are its own: samplers repeat some until all ranks have equally many."""
 
 import math
+from collections.abc import Callable
 
 from mmengine.dataset import DefaultSampler
 from torch import Tensor
@@ -25,18 +26,28 @@ def count_own(loader: DataLoader | None) -> float:
     return math.ceil((samples - rank) / ranks)
 
 
-def of_first(counts: Tensor, own: int, number: int) -> Tensor:
-    """Sum of what was counted for the first ``own`` of ``number`` images, which all take equally many rows in turn.
+def place_in_dataset(loader: DataLoader | None) -> Callable[[int], int]:
+    """Where in the data set the i-th sample of this rank stands; without a sampler that tells, i itself."""
+    sampler = getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+    if not isinstance(sampler, DefaultSampler):
+        return int
+    if getattr(sampler, 'subsample_type', None) == 'sequential':
+        return lambda i: sampler.rank * sampler.num_samples + i
+    return lambda i: sampler.rank + i * sampler.world_size
 
-    Where they do not, nobody knows whose a row is: then all images have the same share.
+
+def of_each(counts: Tensor, number: int) -> Tensor:
+    """Sum of what was counted for each of a number of samples, which all take equally many rows in turn.
+
+    Where they do not, nobody knows whose a row is: then all samples have the same share.
 
     Args:
         counts: (K, rows), K counts.
-        own: At most ``number``.
-        number: Images that the rows belong to.
+        number: Samples that the rows belong to.
 
     Shape:
-        (K,).
+        (K, number).
     """
-    rows, rest = divmod(counts.shape[1], number)
-    return counts.sum(1) * own / number if rest else counts[:, : rows * own].sum(1)
+    if counts.shape[1] % number:
+        return (counts.sum(1, keepdim=True) / number).expand(-1, number)
+    return counts.unflatten(1, (number, -1)).sum(2)

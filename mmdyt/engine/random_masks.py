@@ -7,10 +7,12 @@ from mmengine.runner import TestLoop, ValLoop
 from mmengine.runner.amp import autocast
 
 from mmdyt.core.observe import dynamic_branches, random_masks
+from mmdyt.engine.costs import LAYER_RATE
+from mmdyt.engine.flops import FLOPsHook
+from mmdyt.engine.host import branch_labels, find_host
 from mmdyt.registry import HOOKS
 
 from .calibration import seeded, unwrapped
-from .flops import LAYER_RATE, FLOPsHook, branch_labels, find_host
 
 
 @HOOKS.register_module()

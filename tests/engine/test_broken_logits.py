@@ -11,13 +11,14 @@ from mmengine.registry import MODELS
 from mmseg.structures import SegDataSample
 
 from mmdyt.core.observe import complete_model, dynamic_branches
-from mmdyt.engine.broken_logits import BrokenLogits
+from mmdyt.engine.costs import Costs
 from mmdyt.engine.flops import FLOPsHook
+from mmdyt.engine.own_images import of_each
 from mmdyt.engine.random_masks import RandomMasksHook
 
 NAN, INF = float('nan'), float('inf')
 SLIDE = dict(mode='slide', crop_size=(64, 64), stride=(32, 32))
-DENSE = {'gmacs_dense', 'gmacs_backbone_dense'}
+DENSE = {'gmacs_dense', 'gmacs_backbone_dense', 'gmacs_neck', 'gmacs_head'}
 
 
 @pytest.mark.parametrize(
@@ -32,15 +33,11 @@ DENSE = {'gmacs_dense', 'gmacs_backbone_dense'}
     ],
 )
 def test_samples_are_found_by_their_place(passes, samples, expected):
-    broken = BrokenLogits()
-    for i, images in enumerate(passes):
-        logits = torch.zeros(len(images), 4, 1)
-        logits[torch.tensor(images) > 0, 2] = NAN
-        broken.look(f'layer {i}', logits)
-    broken.look('complete', None)
-    broken.name(list(samples))
-    broken.name(list(samples))  # of the next batch, which is sound
-    assert broken.samples == list(expected)
+    rows = [torch.tensor([images]) for images in passes]
+    broken = sum(of_each(row, len(samples)) for row in rows)[0].numpy()
+    names = {'layers.0.dynamic.mlp': 'layer_0'}
+    rows = {f'{kind}/layers.0.dynamic.mlp': broken for kind in ('active', 'seen', 'broken')}
+    assert Costs(list(samples), names, rows).broken() == (list(expected), ['layer_0'] if expected else [])
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def evaluate(tiny_model_cfg, caplog):
             model.backbone.layers[2].dynamic['mlp'].dispatcher.gate.bias.data.fill_(gate)
         hub = SimpleNamespace(update_scalar=lambda name, value: None)
         runner = SimpleNamespace(model=model, logger=logging.getLogger('flops'), message_hub=hub)
-        hook, metrics = FLOPsHook(), {}
+        hook, metrics = FLOPsHook(lines=False), {}
         caplog.set_level('INFO')
         hook.before_test_epoch(runner)
         for i, image in enumerate(images):

@@ -13,7 +13,9 @@ from mmseg.structures import SegDataSample
 from mmdyt.core.context import RECORDS, asked_of
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import complete_model, dynamic_branches
-from mmdyt.engine.flops import CostCounter, FLOPsHook, find_host, part_macs
+from mmdyt.engine.costs import CostCounter
+from mmdyt.engine.flops import FLOPsHook
+from mmdyt.engine.host import find_host, part_macs
 
 C, HIDDEN, LAYERS, BOTTLENECK = 32, 64, 4, 4  # the tiny ViT
 WHOLE = dict(mode='whole')
@@ -37,7 +39,7 @@ def make_runner(model: nn.Module) -> SimpleNamespace:
 
 def evaluate(model: nn.Module, *batches: torch.Tensor) -> dict[str, float]:
     """What the hook adds to the metrics when the model predicts some batches of images."""
-    hook, runner, metrics = FLOPsHook(), make_runner(model), {}
+    hook, runner, metrics = FLOPsHook(lines=False), make_runner(model), {}
     hook.before_val_epoch(runner)
     for i, images in enumerate(batches):
         with torch.no_grad():
@@ -75,7 +77,7 @@ def test_counts_are_those_of_the_operators_that_ran(tiny_model_cfg, test_cfg, sh
 
 def test_a_model_that_cannot_be_counted_is_refused_before_training():
     with pytest.raises(TypeError, match='model must have a mmdyt.DyTVisionTransformer as its backbone, got Linear'):
-        FLOPsHook().before_run(make_runner(nn.Linear(1, 1)))
+        FLOPsHook(lines=False).before_run(make_runner(nn.Linear(1, 1)))
 
 
 def test_a_half_precision_model_is_counted_alike(tiny_model_cfg):
@@ -135,7 +137,7 @@ def test_views_are_summed(tiny_model_cfg):
         inputs=[[image], [image.flip(2)]],
         data_samples=[[SegDataSample(metainfo=meta)], [SegDataSample(metainfo=flipped)]],
     )
-    hook, runner, metrics = FLOPsHook(), make_runner(tta), {}
+    hook, runner, metrics = FLOPsHook(lines=False), make_runner(tta), {}
     hook.before_test_epoch(runner)
     with torch.no_grad():
         outputs = tta.test_step(batch)
@@ -182,7 +184,7 @@ def test_images_of_another_thread_do_not_count(tiny_model_cfg):
 def test_with_gradients_inference_skips_nothing(tiny_model_cfg):
     """Saliency maps run the masked executor: rates are of the decisions, costs of what ran."""
     model, images = build(tiny_model_cfg), torch.randn(2, 3, 64, 64)
-    packed, hook, runner, report = evaluate(model, images), FLOPsHook(), make_runner(model), {}
+    packed, hook, runner, report = evaluate(model, images), FLOPsHook(lines=False), make_runner(model), {}
     hook.before_val_epoch(runner)
     hook.after_val_iter(runner, 0, outputs=model.predict(images))
     hook.after_val_epoch(runner, report)
@@ -220,7 +222,7 @@ def test_neck_and_head_by_hand(tiny_model_cfg):
 def test_an_evaluation_that_was_cut_short_does_not_count(tiny_model_cfg):
     model, images = build(tiny_model_cfg), torch.randn(1, 3, 64, 64)
     expected = evaluate(model, images)
-    hook, runner, metrics = FLOPsHook(), make_runner(model), {}
+    hook, runner, metrics = FLOPsHook(lines=False), make_runner(model), {}
     for _ in range(2):
         hook.before_val_epoch(runner)
         with torch.no_grad():
@@ -249,7 +251,7 @@ def test_baselines_without_dispatchers_have_counts_and_no_rates(tiny_model_cfg, 
     model = build(tiny_model_cfg)
     with caplog.at_level(logging.INFO, logger='flops'):
         metrics = evaluate(model, torch.randn(2, 3, 64, 64))
-    assert set(metrics) == {'gmacs', 'gmacs_dense', 'gmacs_backbone', 'gmacs_backbone_dense'}
+    assert all(name.startswith('gmacs') for name in metrics)
     adapters = LAYERS * 17 * 2 * C * BOTTLENECK
     assert (metrics['gmacs_backbone'] - metrics['gmacs_backbone_dense']) * 1e9 == pytest.approx(adapters)
     assert caplog.messages[-1].startswith('GMACs per image: ')

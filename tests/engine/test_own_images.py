@@ -15,10 +15,10 @@ from test_flops_clips import predict as predict_clips
 from torch.utils.data import DataLoader
 
 from mmdyt.core.fit.calibrate import threshold_for
-from mmdyt.engine import flops
+from mmdyt.engine import costs
 from mmdyt.engine.evidence import of_all_ranks
 from mmdyt.engine.flops import FLOPsHook
-from mmdyt.engine.own_images import count_own, of_first
+from mmdyt.engine.own_images import count_own, of_each, place_in_dataset
 
 SAMPLERS = {
     'default': lambda images: DefaultSampler(images, shuffle=False),
@@ -51,21 +51,28 @@ def test_all_images_of_other_samplers_count(loader):
     assert count_own(loader) == math.inf
 
 
-@pytest.mark.parametrize(
-    ('rows', 'own', 'expected'), [(3, 2, [3, 30]), (6, 2, [10, 100]), (3, 0, [0, 0]), (4, 3, [10, 100])]
-)
-def test_rows_of_a_batch_belong_to_its_images_in_turn(rows, own, expected):
+@pytest.mark.parametrize('sampler', SAMPLERS)
+@pytest.mark.parametrize('ranks', [1, 2, 5])
+def test_places_in_the_data_set_are_those_of_the_samples(monkeypatch, ranks, sampler):
+    for rank in range(ranks):
+        loader = make_loader(monkeypatch, range(8), rank, ranks, sampler=sampler)
+        place, indices = place_in_dataset(loader), [int(i) for i in loader]
+        own = indices[: int(min(count_own(loader), len(indices)))]
+        if sampler != 'shuffled':  # whose places are those in its order
+            assert [place(i) for i in range(len(own))] == own
+        assert len({place(i) for i in range(len(own))}) == len(own)
+    assert place_in_dataset(None)(3) == 3
+
+
+@pytest.mark.parametrize(('rows', 'expected'), [(3, [1, 2, 3]), (6, [3, 7, 11]), (4, [10 / 3] * 3)])
+def test_rows_of_a_batch_belong_to_its_samples_in_turn_or_are_shared(rows, expected):
     counts = torch.tensor([[1.0], [10.0]]) * torch.arange(1, rows + 1)
-    assert of_first(counts, own, 3).tolist() == expected
-
-
-def test_rows_that_cannot_be_told_apart_are_shared():
-    assert of_first(torch.tensor([[1.0, 2.0]]), 2, 3).tolist() == [2.0]
+    torch.testing.assert_close(of_each(counts, 3), torch.tensor([[1.0], [10.0]]) * torch.tensor(expected))
 
 
 def evaluate(model, loader, predict) -> dict[str, float]:
     """What the hook of one rank adds to the metrics."""
-    hook, runner, metrics = FLOPsHook(), make_runner(model), {}
+    hook, runner, metrics = FLOPsHook(lines=False), make_runner(model), {}
     runner.test_dataloader = loader
     hook.before_test_epoch(runner)
     for i, images in enumerate(loader):
@@ -78,17 +85,17 @@ def evaluate(model, loader, predict) -> dict[str, float]:
 
 def of_ranks(monkeypatch, model, images, predict, ranks: int, **loader) -> dict[str, float]:
     """What the hook reports when ranks share the images: those of the last one, after the sums of all."""
-    sums = []
+    gathered = []
 
-    def all_reduce(total):
-        sums.append(total.clone())
-        total.copy_(sum(sums))
+    def all_gather_object(mine):
+        gathered.append(mine)
+        return gathered
 
-    monkeypatch.setattr(flops, 'all_reduce', all_reduce)
+    monkeypatch.setattr(costs, 'all_gather_object', all_gather_object)
     for rank in range(ranks):
         try:
             metrics = evaluate(model, make_loader(monkeypatch, images, rank, ranks, **loader), predict)
-        except ZeroDivisionError:  # so far no rank had an image
+        except ValueError:  # so far no rank had an image
             assert rank < ranks - 1
     return metrics
 
@@ -123,7 +130,7 @@ def host(request):
 )
 def test_costs_and_rates_are_those_of_one_process(monkeypatch, host, ranks, options):
     model, images, predict = host
-    monkeypatch.setattr(flops, 'part_macs', lambda host, features: dict(neck=7, head=11))  # is slow
+    monkeypatch.setattr(costs, 'part_macs', lambda host, features: dict(neck=7, head=11))  # is slow
     alone = evaluate(model, DataLoader(images, 3), predict)
     shared = of_ranks(monkeypatch, model, images, predict, ranks, **options)
     assert shared == pytest.approx(alone, rel=1e-12)

@@ -13,7 +13,7 @@ import mmdyt.models.classifier
 import mmdyt.models.segmentor  # noqa: F401  registers
 from mmdyt.core.macs import count_macs
 from mmdyt.core.tuning import count_parameters
-from mmdyt.engine.flops import part_macs
+from mmdyt.engine.host import part_macs
 from mmdyt.models import MoEAdapterNeck, necks
 
 # isort: split

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mmdyt.engine.flops import is_recognizer
+from mmdyt.engine.host import is_recognizer
 
 MOST = 256  # images in memory, unless a batch needs more
 GRAIN = 16  # pixels: generated images are about that smooth

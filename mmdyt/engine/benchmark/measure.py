@@ -19,7 +19,8 @@ from mmdyt.engine.benchmark.images import Images
 from mmdyt.engine.benchmark.memory import peak_memory
 from mmdyt.engine.benchmark.request import DTYPES, BenchmarkRequest
 from mmdyt.engine.benchmark.variants import PARTS, Network, Variant, wait
-from mmdyt.engine.flops import HEADS, CostCounter, is_recognizer
+from mmdyt.engine.costs import CostCounter
+from mmdyt.engine.host import HEADS, is_recognizer
 
 WARM_UP, WARM_UP_COMPILED = 2, 4  # rounds; packed shapes change with the images, and are compiled twice
 SPLIT_ROUNDS = 7  # at most

@@ -17,7 +17,7 @@ from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.part import Dispatcher
 from mmdyt.core.part import parts as parts_of
 from mmdyt.engine.benchmark.request import BenchmarkRequest
-from mmdyt.engine.flops import HEADS, is_recognizer
+from mmdyt.engine.host import HEADS, is_recognizer
 
 DENSE = dict(adapter=None, dispatcher=None, substitute=None, parts=None, tuned=None)
 COMPLETE = dict(dispatcher=None, substitute=None)

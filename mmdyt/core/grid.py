@@ -77,6 +77,26 @@ def overlaps(edges: Tensor, others: Tensor) -> Tensor:
     return torch.where(width > ROUNDING, width, 0.0)
 
 
+def windows(image: Sequence[int], crop: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """The windows of a sliding test, in mmsegmentation's order: row by row, the last ones moved back into the image.
+
+    Args:
+        image: Height and width, in pixels.
+        crop: Height and width of a window, in pixels; larger than the image is as large as that.
+        stride: How far windows are apart, down and to the right.
+
+    Returns:
+        Top, left, height and width of each; all are of one size.
+    """
+    height, width = (min(c, side) for c, side in zip(crop, image, strict=True))
+    steps = [max(side - c + s - 1, 0) // s + 1 for side, c, s in zip(image, crop, stride, strict=True)]
+    tops, lefts = (
+        [max(min(i * s + c, side) - c, 0) for i in range(n)]
+        for n, s, c, side in zip(steps, stride, crop, image, strict=True)
+    )
+    return [(top, left, height, width) for top in tops for left in lefts]
+
+
 class DispatchMap:
     """Mean activation of each cell of an image over all that was seen of it; any windows, scales and flips.
 

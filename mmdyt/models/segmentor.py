@@ -1,8 +1,11 @@
 """Dynamic Tuning in mmsegmentation."""
 
+import torch
 from mmseg.models import EncoderDecoder
-from torch import nn
+from torch import Tensor, nn
 
+from mmdyt.core.grid import windows
+from mmdyt.core.options import is_integer
 from mmdyt.models.dynamic_model import DynamicModel
 from mmdyt.registry import MODELS
 
@@ -22,7 +25,8 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
         rate_weight: See there.
         complete_weight: See there.
         distill_weight: See there. For decode heads that classify pixels with ``conv_seg``, as nearly all of mmseg do.
-        **host: Arguments of mmseg's ``EncoderDecoder``.
+        **host: Arguments of mmseg's ``EncoderDecoder``. ``test_cfg=dict(mode='slide', windows_per_pass=4, ...)`` runs
+            several windows of a sliding test at once, which mmseg runs one by one, with equal results.
 
     Raises:
         ValueError: If an argument is out of range, or the decode head has no logits to distil.
@@ -35,7 +39,32 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
                 f'distill_weight must be 0 with a decode head without conv_seg, got {self.distill_weight} with '
                 f'{type(self.decode_head).__name__}.'
             )
+        at_once = self._windows_per_pass()
+        if not (is_integer(at_once) and at_once >= 1):
+            raise ValueError(f'test_cfg.windows_per_pass must be at least 1, got {at_once!r}.')
         self.check_classes()
+
+    def _windows_per_pass(self) -> int:
+        return (self.test_cfg or {}).get('windows_per_pass', 1)
+
+    def slide_inference(self, inputs: Tensor, batch_img_metas: list[dict]) -> Tensor:
+        """Scores of whole images (B, K, H, W), the mean over the windows that show a pixel."""
+        at_once = self._windows_per_pass()
+        if at_once == 1:
+            return super().slide_inference(inputs, batch_img_metas)
+        places = windows(inputs.shape[2:], self.test_cfg.crop_size, self.test_cfg.stride)
+        scores, seen = 0.0, inputs.new_zeros(1, 1, *inputs.shape[2:])
+        for first in range(0, len(places), at_once):
+            some = [(..., slice(y, y + h), slice(x, x + w)) for y, x, h, w in places[first : first + at_once]]
+            crops = torch.stack([inputs[place] for place in some], dim=1).flatten(0, 1)  # those of an image together
+            metas = [dict(meta, img_shape=crops.shape[2:]) for meta in batch_img_metas for _ in some]
+            found = self.encode_decode(crops, metas).unflatten(0, (len(inputs), -1))
+            if first == 0:
+                scores = found.new_zeros(len(inputs), found.shape[2], *inputs.shape[2:])
+            for i, place in enumerate(some):
+                scores[place] += found[:, i]
+                seen[place] += 1
+        return scores / seen
 
     def logits_module(self) -> nn.Module:
         """The layer that classifies the decode head's pixels."""

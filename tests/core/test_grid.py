@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmdyt.core.dispatch import Dispatch
-from mmdyt.core.grid import DispatchMap, View, active_share, agreement, neighbours_alike
+from mmdyt.core.grid import DispatchMap, View, active_share, agreement, neighbours_alike, windows
 
 
 def dispatch(*patches: int, prefix: int = 1) -> Dispatch:
@@ -127,3 +127,20 @@ def test_views_that_cannot_be_are_refused(arguments, expected):
     with pytest.raises(ValueError) as info:
         View(**arguments)
     assert str(info.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ('image', 'crop', 'stride', 'expected'),
+    [
+        ((4, 4), (4, 4), (2, 2), [(0, 0, 4, 4)]),
+        ((3, 9), (4, 4), (3, 3), [(0, 0, 3, 4), (0, 3, 3, 4), (0, 5, 3, 4)]),
+        ((5, 4), (4, 4), (2, 2), [(0, 0, 4, 4), (1, 0, 4, 4)]),
+    ],
+)
+def test_windows_end_with_the_image(image, crop, stride, expected):
+    assert windows(image, crop, stride) == expected
+
+
+def test_the_slide_of_the_paper_has_its_windows():
+    found = windows((512, 683), (512, 512), (341, 341))  # ADE20K: the shorter side is 512
+    assert found == [(0, 0, 512, 512), (0, 171, 512, 512)]

@@ -8,6 +8,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels before mmseg is imported
+from mmdyt.core.grid import windows
 from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 
 # isort: split
@@ -157,6 +158,22 @@ def test_slide_inference_is_the_mean_of_its_windows(model):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('size', [(64, 96), (80, 112), (40, 64)])
+@pytest.mark.parametrize('at_once', [2, 3, 100])
+def test_several_windows_at_once_give_what_mmseg_gives_one_by_one(model, at_once, size):
+    model.eval()
+    slide, inputs = dict(mode='slide', crop_size=(64, 64), stride=(24, 24)), torch.randn(2, 3, *size)
+    model.test_cfg = Config(slide)
+    one_by_one = [sample.seg_logits.data for sample in model.predict(inputs)]
+    model.test_cfg = Config(slide | dict(windows_per_pass=at_once))
+    with record_dispatch(model) as record:
+        together = [sample.seg_logits.data for sample in model.predict(inputs)]
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-5)
+    number = len(windows(size, (64, 64), (24, 24)))
+    assert {len(passes) for passes in record.dispatches.values()} == {-(-number // at_once)}
+
+
+@torch.no_grad()
 def test_stock_tta_model_runs(model):
     tta = MODELS.build(dict(type='SegTTAModel', module=model)).eval()
     image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)
@@ -192,6 +209,7 @@ def test_complete_model_with_fresh_adapters_is_stock_encoder_decoder(cfg):
         (dict(target_rate=None), r'target_rate must lie in \(0, 1\], got None'),
         (dict(target_rate=0), r'target_rate must lie in \(0, 1\], got 0'),
         (dict(rate_weight=-1), 'rate_weight must be at least 0, got -1'),
+        (dict(test_cfg=dict(mode='slide', windows_per_pass=0)), 'test_cfg.windows_per_pass must be at least 1, got 0'),
     ],
 )
 def test_mistakes_are_refused_in_the_constructor(cfg, arguments, message):

@@ -24,7 +24,7 @@ class View:
     Attributes:
         image: Height and width of the whole image as it was resized for this view, in pixels, without padding.
         patch: Height and width of a patch, in pixels of this view.
-        top: First row of the window, in pixels of the resized and flipped image.
+        top: First row of the window, in pixels of the resized and flipped image; negative where padding comes first.
         left: First column of the window.
         flip: How the image was flipped: ``'none'``, ``'horizontal'``, ``'vertical'`` or ``'diagonal'`` (both).
 
@@ -64,7 +64,7 @@ class View:
 
 def _edges(cells: int, side: int, patch: int, first: int, flipped: bool) -> Tensor:
     """(cells, 2): where each begins and ends, as fractions of a side."""
-    ends = (first + patch * torch.arange(cells + 1, dtype=torch.float64)).clamp(max=side) / side
+    ends = (first + patch * torch.arange(cells + 1, dtype=torch.float64)).clamp(0, side) / side
     edges = torch.stack([ends[:-1], ends[1:]], dim=1)
     return 1 - edges.flip(1) if flipped else edges
 

@@ -16,12 +16,16 @@ class ViTMacs:
 
     skip_unread: bool
 
-    def num_patches(self, height: int, width: int) -> int:
-        """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patch tokens of an image of ``height`` x ``width`` pixels, padding included."""
         conv, pad = self.patch_embed.projection, self.patch_embed.adaptive_padding
         pad_h, pad_w = pad.get_pad_shape((height, width)) if pad else (0, 0)
         sides = zip((height + pad_h, width + pad_w), conv.kernel_size, conv.stride, conv.padding, strict=True)
-        rows, columns = ((side + 2 * p - k) // s + 1 for side, k, s, p in sides)
+        return tuple((side + 2 * p - k) // s + 1 for side, k, s, p in sides)
+
+    def num_patches(self, height: int, width: int) -> int:
+        """Patch tokens N of an image of ``height`` x ``width`` pixels, padding included."""
+        rows, columns = self.grid(height, width)
         return rows * columns
 
     def macs(self, height: int, width: int, active: Mapping[str, Count]) -> Count:

@@ -1,0 +1,105 @@
+"""What of which sample the passes of a backbone see: windows, flips and scales of images, views of clips."""
+
+from typing import NamedTuple
+
+import torch.nn as nn
+from torch import Tensor
+
+from mmdyt.core.grid import View, windows
+from mmdyt.engine.host import is_recognizer
+
+
+class Seen(NamedTuple):
+    """What one row of a pass shows.
+
+    Attributes:
+        sample: Place of the sample in the batch of the host.
+        view: What of the image; of a clip, the frame as it was cut out.
+        number: Which view of a clip; 0 for images.
+    """
+
+    sample: int
+    view: View
+    number: int = 0
+
+
+class ViewTracker:
+    """Tells of each pass of a host's backbone what its rows show.
+
+    A host is told of by its calls (in mode ``'predict'``), and by the order in which it runs windows and views.
+
+    Args:
+        host: The model that owns the backbone.
+    """
+
+    def __init__(self, host: nn.Module):
+        self._host = host
+        conv = host.backbone.patch_embed.projection
+        self._patch = tuple(conv.stride)
+        self._contents: list[tuple[tuple[int, int], tuple[int, int]]] = []  # size and begin of each image
+        self._flips: list[str] = []
+        self._places: list[tuple[int, int, int, int]] = []
+        self._views = self._done = 0
+
+    def begin(self, inputs: Tensor, samples: list | None) -> None:
+        """A call of the host with a batch that is preprocessed.
+
+        Args:
+            inputs: (B, 3, H, W), or views of clips (B, V, 3, T, H, W).
+            samples: Data samples, whose meta tells what is padding, and flips; None where there are none.
+        """
+        self._done = 0
+        height, width = inputs.shape[-2:]
+        metas = [sample.metainfo for sample in samples] if samples else [{}] * len(inputs)
+        if is_recognizer(self._host):
+            self._views = inputs.shape[1] if inputs.dim() == 6 else 1
+            self._contents, self._flips = len(metas) * [((height, width), (0, 0))], len(metas) * ['none']
+            return
+        self._contents = [_content(meta, height, width) for meta in metas]
+        self._flips = [(meta.get('flip_direction') or 'horizontal') if meta.get('flip') else 'none' for meta in metas]
+        test_cfg = getattr(self._host, 'test_cfg', None) or {}
+        self._places = [(0, 0, height, width)]
+        if test_cfg.get('mode') == 'slide':
+            self._places = windows((height, width), test_cfg['crop_size'], test_cfg['stride'])
+
+    def rows(self, number: int) -> list[Seen]:
+        """What the rows of the next pass show.
+
+        Args:
+            number: Of rows.
+
+        Raises:
+            RuntimeError: If the host was not called, or ran more than was foreseen.
+        """
+        samples = len(self._contents)
+        if is_recognizer(self._host):
+            first, self._done = self._done, self._done + number
+            self._check(self._done <= samples * self._views)
+            rows = (divmod(row, self._views) for row in range(first, self._done))
+            return [Seen(i, self._view(i, 0, 0), view) for i, view in rows]
+        self._check(samples and number % samples == 0)
+        first, self._done = self._done, self._done + number // samples
+        self._check(self._done <= len(self._places))
+        return [
+            Seen(i, self._view(i, top, left))
+            for i in range(samples)
+            for top, left, _, _ in self._places[first : self._done]
+        ]
+
+    def _view(self, sample: int, top: int, left: int) -> View:
+        """A window of the batch as one of the image."""
+        size, (above, before) = self._contents[sample]
+        return View(size, self._patch, top - above, left - before, self._flips[sample])
+
+    def _check(self, foreseen) -> None:
+        if not foreseen:
+            raise RuntimeError(
+                'model must run its backbone as mmpretrain, mmseg or mmaction2 do, once for each window or view of a '
+                'call, got another order: it cannot be told where tokens lie in the image.'
+            )
+
+
+def _content(meta: dict, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of an image without padding, and where in the batch it begins."""
+    left, right, top, bottom = meta.get('img_padding_size') or meta.get('padding_size') or (0, 0, 0, 0)
+    return (height - top - bottom, width - left - right), (top, left)

@@ -11,7 +11,7 @@ from mmengine.dist import all_gather_object
 from torch import Tensor
 
 from mmdyt.core.observe import record_dispatch
-from mmdyt.engine.finite import sample_name
+from mmdyt.engine.finite import sample_file
 from mmdyt.engine.host import branch_labels, find_host, is_recognizer, part_macs
 from mmdyt.engine.own_images import of_each
 
@@ -30,14 +30,18 @@ class CostCounter:
     Args:
         model: A host model, also in a wrapper.
         place: Where in the data set a sample stands that is this process's i-th, i from 0.
+        name: Of the sample at a place, where its predictions do not tell.
 
     Raises:
         TypeError: If its backbone is none of mmdyt's.
     """
 
-    def __init__(self, model: nn.Module, place: Callable[[int], int] = int):
+    def __init__(
+        self, model: nn.Module, place: Callable[[int], int] = int, name: Callable[[int], str] = 'sample {}'.format
+    ):
         self._host = find_host(model)
-        self._place = place
+        self._place, self._name = place, name
+        self._forgotten = 0
         self._passes: list[Tensor] = []  # since the last samples: (counts, images, windows or views) of each
         self._counts: list[Tensor] = []  # (counts, samples)
         self._names: list[str] = []
@@ -93,12 +97,18 @@ class CostCounter:
             self._counts.append(sum(of_each(counts, number) for counts in passes)[:, :own])
         else:  # nothing ran: what was asked for was in a cache of the host
             self._counts.append(torch.zeros(len(self._rows), own, dtype=torch.float64))
-        self._names += (names or [f'sample {len(self._names) + i}' for i in range(number)])[:own]
+        self._names += (names or self._default_names(number))[:own]
 
-    def add_samples(self, samples: list, batch_idx: int, own: int | None = None) -> None:
-        """As :meth:`add_images`, with what names the samples."""
-        names = [sample_name(sample, batch_idx, i) for i, sample in enumerate(samples)]
+    def add_samples(self, samples: list, own: int | None = None) -> None:
+        """As :meth:`add_images`, with what names the samples: their files."""
+        files = [sample_file(sample) for sample in samples]
+        names = [file or name for file, name in zip(files, self._default_names(len(samples)), strict=True)]
         self.add_images(len(samples), own, names)
+
+    def _default_names(self, number: int) -> list[str]:
+        """Of the next samples, by their places."""
+        first = self._forgotten + len(self._names)
+        return [self._name(self._place(first + i)) for i in range(number)]
 
     def costs(self) -> 'Costs':
         """Of all samples of all ranks, in the order of the data set; a GPU is waited for once.
@@ -106,9 +116,27 @@ class CostCounter:
         Raises:
             ValueError: If there are none.
         """
-        mine = torch.cat([counts.cpu() for counts in self._counts], dim=1).numpy() if self._counts else None
-        places = [self._place(i) for i in range(len(self._names))]
-        found = [one for one in all_gather_object((places, self._names, mine)) if one[0]]
+        return self._join(all_gather_object(self._mine()))
+
+    def take(self) -> 'Costs':
+        """Of the samples of this process since the last call, which are forgotten.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        mine = self._mine()
+        self._forgotten += len(self._names)
+        self._counts, self._names = [], []
+        return self._join([mine])
+
+    def _mine(self) -> tuple[list[int], list[str], np.ndarray | None]:
+        """Places, names and counts (K, S) of this process's samples."""
+        counts = torch.cat([counts.cpu() for counts in self._counts], dim=1).numpy() if self._counts else None
+        return [self._place(self._forgotten + i) for i in range(len(self._names))], self._names, counts
+
+    def _join(self, found: list[tuple]) -> 'Costs':
+        """In the order of the data set."""
+        found = [one for one in found if one[0]]
         if not found:
             raise ValueError('samples must be counted before their costs are asked for, got none.')
         places, names = ([*chain(*(one[i] for one in found))] for i in (0, 1))

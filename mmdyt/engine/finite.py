@@ -185,10 +185,19 @@ def watched(runner) -> Iterator[None]:
 
 def sample_name(sample, batch_idx: int, index: int) -> str:
     """The file that a prediction belongs to, or where it stands."""
-    where = f'sample {index} of batch {batch_idx}'
+    return sample_file(sample) or f'sample {index} of batch {batch_idx}'
+
+
+def sample_file(sample) -> str | None:
+    """The file that a prediction belongs to, where it tells."""
     if not isinstance(sample, BaseDataElement):
-        return where
-    return next((sample.get(key) for key in ('img_path', 'filename') if isinstance(sample.get(key), str)), where)
+        return None
+    return file_of(sample)
+
+
+def file_of(info: BaseDataElement | Mapping) -> str | None:
+    """The file of what is known of a sample."""
+    return next((info.get(key) for key in ('img_path', 'filename') if isinstance(info.get(key), str)), None)
 
 
 def listed(names: Sequence[str]) -> str:

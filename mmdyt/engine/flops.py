@@ -13,7 +13,7 @@ from mmdyt.core.options import check_switches, is_integer
 from mmdyt.engine.costs import LAYER_RATE, CostCounter, Costs
 from mmdyt.engine.finite import listed
 from mmdyt.engine.host import branch_labels, find_host
-from mmdyt.engine.own_images import count_own, place_in_dataset
+from mmdyt.engine.own_images import count_own, name_in_dataset, place_in_dataset
 from mmdyt.files import write_text
 from mmdyt.registry import HOOKS
 
@@ -92,7 +92,7 @@ class FLOPsHook(Hook):
         """Count the images of the batch."""
         own = int(min(len(outputs), self._left))
         self._left -= own
-        self._counter.add_samples(outputs, batch_idx, own)
+        self._counter.add_samples(outputs, own)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Log, write, and add to the metrics."""
@@ -117,7 +117,9 @@ class FLOPsHook(Hook):
         self._open.close()  # a former evaluation may have been cut short
         loader = getattr(runner, f'{mode}_dataloader', None)
         self._left = count_own(loader)
-        self._counter = self._open.enter_context(CostCounter(runner.model, place_in_dataset(loader)))
+        self._counter = self._open.enter_context(
+            CostCounter(runner.model, place_in_dataset(loader), name_in_dataset(loader))
+        )
 
     def _report(self, runner, metrics: dict | None, mode: str) -> dict[str, float]:
         """Into the log, the message hub and the metrics, and image by image into a file."""

@@ -7,6 +7,8 @@ from mmengine.dataset import DefaultSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mmdyt.engine.finite import file_of
+
 
 def count_own(loader: DataLoader | None) -> float:
     """How many of the first samples of a loader are this rank's own; what follows repeats samples of other ranks.
@@ -34,6 +36,17 @@ def place_in_dataset(loader: DataLoader | None) -> Callable[[int], int]:
     if getattr(sampler, 'subsample_type', None) == 'sequential':
         return lambda i: sampler.rank * sampler.num_samples + i
     return lambda i: sampler.rank + i * sampler.world_size
+
+
+def name_in_dataset(loader: DataLoader | None) -> Callable[[int], str]:
+    """The file of the sample at a place of the data set, or the place where none is known."""
+    dataset = getattr(loader, 'dataset', None)
+
+    def name(place: int) -> str:
+        known = hasattr(dataset, 'get_data_info') and place < len(dataset)
+        return (file_of(dataset.get_data_info(place)) if known else None) or f'sample {place}'
+
+    return name
 
 
 def of_each(counts: Tensor, number: int) -> Tensor:

@@ -150,7 +150,7 @@ def test_samples_are_named_by_their_files(tiny_model_cfg):
     samples = [SegDataSample(metainfo=dict(img_path=f'folder/{i}.png')) for i in range(2)]
     with CostCounter(model) as counter, torch.no_grad():
         model.predict(torch.cat(images(2 * [(64, 64)])))
-        counter.add_samples(samples, 0)
+        counter.add_samples(samples)
     assert [line['file'] for line in counter.costs().lines()] == ['folder/0.png', 'folder/1.png']
 
 

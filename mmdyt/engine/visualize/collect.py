@@ -1,0 +1,171 @@
+"""Gather, while a host model is tested, what pictures of its dispatch are drawn from."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import numpy as np
+import torch
+import torch.nn as nn
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+
+from mmdyt.core.observe import dynamic_branches
+from mmdyt.engine.costs import CostCounter
+from mmdyt.engine.host import branch_labels, find_host, is_recognizer
+from mmdyt.engine.maps import MapRecorder, SampleMap
+from mmdyt.engine.visualize.sample import LayerCost, SampleDispatch
+
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+GIGA = 1e9
+
+
+class Collector:
+    """Within its context, gives a :class:`~mmdyt.engine.visualize.sample.SampleDispatch` for each sample of a batch.
+
+    Args:
+        model: A host model, also in a wrapper.
+        classes: Names of the classes; empty where there are none.
+        palette: Their colours, red first.
+        name: Of the i-th sample, where its predictions do not tell.
+
+    Raises:
+        TypeError: If its backbone is none of mmdyt's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        classes: Sequence[str] = (),
+        palette: Sequence[Sequence[int]] = (),
+        name: Callable[[int], str] = 'sample {}'.format,
+    ):
+        self._host = find_host(model)
+        self._recorder, self._counter = MapRecorder(model), CostCounter(model, name=name)
+        self._about = dict(classes=tuple(classes or ()), palette=list(palette or ()))
+        self._open = ExitStack()
+
+    def __enter__(self) -> 'Collector':
+        self._open.enter_context(self._recorder)
+        self._open.enter_context(self._counter)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._open.close()
+
+    def take(self, batch: dict, outputs: Sequence[BaseDataElement]) -> list[SampleDispatch]:
+        """Of a batch that the model has just predicted.
+
+        Args:
+            batch: As the data loader gave it: ``inputs`` are the pictures.
+            outputs: What the model predicted.
+        """
+        self._counter.add_samples(outputs)
+        lines = self._counter.take().lines()
+        maps = self._recorder.take()
+        if not maps:
+            raise ValueError('model must have dispatchers, got none: there is nothing to draw.')
+        pictures = [self._pictures(one) for one in _of_samples(batch['inputs'])]
+        triples = zip(maps, lines, outputs, pictures, strict=True)
+        return [self._sample(found, line, output, shown) for found, line, output, shown in triples]
+
+    def _sample(self, found: SampleMap, line: dict, output: BaseDataElement, pictures: list) -> SampleDispatch:
+        logits = found.logits()
+        masks = found.activation().numpy()
+        costs = self._costs(found)
+        sample = SampleDispatch(
+            name=line['file'],
+            layers=found.layers,
+            masks=masks,
+            pictures=pictures,
+            gmacs=line['gmacs'] if line['gmacs'] is not None else float('nan'),
+            gmacs_dense=line['gmacs_dense'],
+            logits=None if logits is None else logits.numpy(),
+            thresholds=self._thresholds(),
+            costs=costs,
+            **_outcome(output, pictures[0].shape[:2]),
+            **self._about,
+        )
+        decided = zip(costs, sample.rates(), strict=True)
+        sample.gmacs_rest = sample.gmacs - sum(
+            float(np.interp(rate, *zip(*one.points, strict=True))) / GIGA for one, rate in decided
+        )
+        return sample
+
+    def _thresholds(self) -> np.ndarray | None:
+        """The threshold of each branch; None where one has a capacity, or none of these."""
+        dispatchers = [branch.dispatcher for branch in dynamic_branches(self._host.backbone).values()]
+        if any(not one.adjustable or one.capacity is not None for one in dispatchers):
+            return None
+        return np.array([one.threshold.item() for one in dispatchers])
+
+    def _costs(self, found: SampleMap) -> list[LayerCost]:
+        """Multiply-adds of each branch over all passes, as a function of its rate, the others alike."""
+        backbone = self._host.backbone
+        names = list(dynamic_branches(backbone))
+        labels = branch_labels(names)
+        passes: dict[tuple[int, int], int] = {}
+        for look in found.looks:
+            _, frames, *grid = look.masks.shape
+            size = tuple(cells * side for cells, side in zip(grid, look.seen.view.patch, strict=True))
+            passes[size] = passes.get(size, 0) + frames
+        prefixes = dict(zip(names, self._prefixes(names), strict=True))
+        costs = []
+        for name in names:
+            points = dict.fromkeys(SHARES, 0.0)
+            for (height, width), number in passes.items():
+                patches = backbone.num_patches(height, width)
+                active = {share: {name: prefixes[name] + share * patches} for share in SHARES}
+                macs = {share: float(backbone.macs(height, width, counts)) for share, counts in active.items()}
+                for share in SHARES:
+                    points[share] += number * (macs[share] - macs[0.0])
+            costs.append(LayerCost(labels[name], tuple(points.items())))
+        return costs
+
+    def _prefixes(self, names: Sequence[str]) -> list[int]:
+        """Leading tokens in the layer of each branch."""
+        prefixes = self._host.backbone.prefixes()
+        return [prefixes[int(name.split('.')[1])] for name in names]
+
+    def _pictures(self, inputs: Tensor) -> list[np.ndarray]:
+        """Pictures, blue first, of an image (3, H, W) or of the frames of the first view of a clip (V, 3, T, H, W)."""
+        if inputs.dim() == 5:
+            inputs = inputs[0]
+        frames = inputs.unsqueeze(1) if inputs.dim() == 3 else inputs
+        pictures = frames.permute(1, 2, 3, 0).cpu()
+        if pictures.is_floating_point():
+            low, high = pictures.amin(), pictures.amax()
+            pictures = (255 * (pictures - low) / (high - low).clamp(min=1e-12)).round()
+        pictures = pictures.to(torch.uint8).numpy()
+        return [np.ascontiguousarray(one[..., ::-1] if self._red_first() else one) for one in pictures]
+
+    def _red_first(self) -> bool:
+        """Whether pipelines of the host load pictures with red first."""
+        preprocessor = self._host.data_preprocessor
+        return is_recognizer(self._host) or getattr(preprocessor, 'to_rgb', True) is False
+
+
+def _of_samples(inputs) -> list[Tensor]:
+    """The input of each sample; of an augmented test, that of the first augmentation."""
+    first = inputs[0]
+    return list(first) if isinstance(first, list | tuple) else list(inputs)
+
+
+def _outcome(output: BaseDataElement, size: tuple[int, int]) -> dict:
+    """Prediction, truth and scores of a sample, in the words of any of the three hosts."""
+    if 'pred_sem_seg' in output:
+        maps = dict(prediction='pred_sem_seg', truth='gt_sem_seg')
+        return {word: _resized(output.get(name).data, size) for word, name in maps.items() if name in output}
+    found = {}
+    for word, name in dict(prediction='pred_label', truth='gt_label').items():
+        label = output.get(name)
+        if isinstance(label, Tensor) and label.numel() == 1 and int(label) >= 0:
+            found[word] = int(label)
+    if isinstance(output.get('pred_score'), Tensor):
+        found['scores'] = output.get('pred_score').float().cpu().numpy()
+    return found
+
+
+def _resized(labels: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Class indices (1, h, w) as (H, W), without mixing classes."""
+    labels = labels[None].float().cpu()
+    return torch.nn.functional.interpolate(labels, size, mode='nearest')[0, 0].to(torch.int64).numpy()

@@ -84,6 +84,16 @@ def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
 
 
 @contextmanager
+def unrecorded() -> Iterator[None]:
+    """Within the context no :func:`record_dispatch` outside of it sees anything: for passes that belong to no result."""
+    token = RECORDS.set(())
+    try:
+        yield
+    finally:
+        RECORDS.reset(token)
+
+
+@contextmanager
 def decisions(model: nn.Module, rules: Rule | Mapping[str, Rule]) -> Iterator[None]:
     """Within the context rules decide in place of the dispatchers. The one way to change a decision from outside.
 

@@ -1,6 +1,7 @@
 """Hooks of mmengine's runner: reports of cost and parameters, calibration, evidence, schedules, resuming, safety."""
 
 from .calibration import CalibrationHook
+from .consistency import ConsistencyHook
 from .cpu_amp import CPUAmpOptimWrapper
 from .evidence import EvidenceHook
 from .finite import FiniteHook
@@ -13,6 +14,7 @@ from .tau import TauScheduleHook
 __all__ = [
     'CPUAmpOptimWrapper',
     'CalibrationHook',
+    'ConsistencyHook',
     'EvidenceHook',
     'FLOPsHook',
     'FiniteHook',

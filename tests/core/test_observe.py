@@ -19,6 +19,7 @@ from mmdyt.core.observe import (
     random_masks,
     record_dispatch,
     sampled,
+    unrecorded,
     watch_updates,
 )
 
@@ -236,3 +237,13 @@ def test_eval_mode_gives_each_module_its_former_mode_back():
         assert not any(module.training for module in model.modules())
         raise ZeroDivisionError
     assert [module.training for module in model.modules()] == before
+
+
+def test_unrecorded_passes_are_seen_by_nobody_outside():
+    model = make_model()
+    with record_dispatch(model) as record, torch.no_grad():
+        with unrecorded(), record_dispatch(model) as inner:
+            run(model, tokens(), MLP(16))
+        assert record.flat() == [] and len(inner.flat()) == 2
+        run(model, tokens(), MLP(16))
+    assert len(record.flat()) == 2

@@ -85,7 +85,7 @@ def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
 
 @contextmanager
 def unrecorded() -> Iterator[None]:
-    """Within the context no :func:`record_dispatch` outside of it sees anything: for passes that belong to no result."""
+    """Within the context nothing is recorded that was asked for outside: for passes that belong to no result."""
     token = RECORDS.set(())
     try:
         yield

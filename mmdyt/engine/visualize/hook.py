@@ -1,0 +1,95 @@
+"""Pictures of dispatch after each validation and test."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+
+from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.options import is_integer
+from mmdyt.engine.own_images import name_in_dataset, place_in_dataset
+from mmdyt.engine.visualize.collect import Collector
+from mmdyt.engine.visualize.draw import draw, rgb_sheet
+from mmdyt.engine.visualize.sample import SampleDispatch
+from mmdyt.registry import HOOKS
+
+
+@HOOKS.register_module()
+class DispatchVisualizationHook(Hook):
+    """Draw which tokens ran where for some samples of each validation and test.
+
+    Beside the log, in ``dispatch_val`` or ``dispatch_test``: a picture for each sample, charts over them, and
+    ``index.html``, one page that needs no network. The visualisation back ends get the pictures, too.
+    Samples are taken at equal distances from those of the first process; what the others test is not drawn.
+
+    Args:
+        number: How many samples at most, >= 1. Their maps and pictures stay in memory meanwhile.
+
+    Raises:
+        ValueError: If an argument is out of range, or, before work starts, if the model has no dispatchers.
+    """
+
+    def __init__(self, number: int = 32):
+        if not (is_integer(number) and number >= 1):
+            raise ValueError(f'number must be at least 1, got {number!r}.')
+        self._number = number
+        self._open = ExitStack()
+        self._samples: list[SampleDispatch] = []
+
+    def before_run(self, runner) -> None:
+        """Refuse a model in which nothing is dispatched."""
+        if not dynamic_branches(runner.model):
+            raise ValueError('model must have dispatchers for mmdyt.DispatchVisualizationHook, got none.')
+
+    def before_val_epoch(self, runner) -> None:
+        """Start to gather."""
+        self._start(runner, runner.val_dataloader)
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Gather the samples that are due."""
+        if not is_main_process():
+            return
+        samples = self._collector.take(data_batch, outputs)
+        for sample in samples:
+            if self._seen % self._every == 0 and len(self._samples) < self._number:
+                self._samples.append(sample)
+            self._seen += 1
+
+    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+        """Draw."""
+        self._draw(runner, 'val')
+
+    def before_test_epoch(self, runner) -> None:
+        """As for validation."""
+        self._start(runner, runner.test_dataloader)
+
+    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """As for validation."""
+        self.after_val_iter(runner, batch_idx, data_batch, outputs)
+
+    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
+        """As for validation."""
+        self._draw(runner, 'test')
+
+    def _start(self, runner, loader) -> None:
+        self._open.close()  # a former evaluation may have been cut short
+        self._samples, self._seen = [], 0
+        place, name = place_in_dataset(loader), name_in_dataset(loader)
+        own = len(getattr(loader, 'sampler', loader.dataset))
+        self._every = max(1, own // self._number)
+        if is_main_process():
+            about = loader.dataset.metainfo
+            collector = Collector(runner.model, about.get('classes'), about.get('palette'), lambda i: name(place(i)))
+            self._collector = self._open.enter_context(collector)
+
+    def _draw(self, runner, mode: str) -> None:
+        self._open.close()
+        if not (is_main_process() and self._samples):
+            return
+        folder = Path(runner.log_dir, f'dispatch_{mode}')
+        page = draw(self._samples, folder, f'{runner.cfg.get("filename") or runner.experiment_name}, {mode}')
+        for sample in self._samples:
+            runner.visualizer.add_image(f'dispatch/{Path(sample.name).stem}', rgb_sheet(sample), step=runner.iter)
+        self._samples = []
+        runner.logger.info(f'Which tokens ran where: {page}.')

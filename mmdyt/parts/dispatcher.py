@@ -133,7 +133,7 @@ class TokenDispatcher(Dispatcher):
             self.capacity = None if capacity is None else capacity.item()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logits (B, M, 1) of patch tokens ``x`` (B, M, C), in fp32 (fp64 stays fp64)."""
         return self._linear(x)
 
@@ -157,18 +157,23 @@ class TokenDispatcher(Dispatcher):
         if self.training and self.noise:
             return self.sample(x, state)
         prefix = self._prefix(state)
-        logits = self.score(x[:, prefix:])
+        logits = self.score(x[:, prefix:], state)
         decided = self.decide(logits, prefix)
-        if not self.training:
-            return decided
-        soft = torch.sigmoid((logits - self.threshold) / self.tau)
-        return self._dispatch(straight_through(soft, decided.patch_mask), logits, prefix)
+        if self.training:
+            soft = torch.sigmoid((logits - self.threshold) / self.tau)
+            decided = self._dispatch(straight_through(soft, decided.patch_mask), logits, prefix)
+        return self.of_tokens(decided, x.shape[1], state)
 
     def sample(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide by chance, as training with noise does: active with probability ``sigmoid(logit)``."""
         prefix = self._prefix(state)
-        logits = self.score(x[:, prefix:])
-        return self._dispatch(straight_through(gumbel_sigmoid(logits, self.tau)), logits, prefix)  # eqs. (4), (5)
+        logits = self.score(x[:, prefix:], state)
+        dispatch = self._dispatch(straight_through(gumbel_sigmoid(logits, self.tau)), logits, prefix)  # eqs. (4), (5)
+        return self.of_tokens(dispatch, x.shape[1], state)
+
+    def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
+        """The decision about what :meth:`score` scored as one about each of N tokens: here they are the same."""
+        return dispatch
 
     def _prefix(self, state: TokenState | None) -> int:
         """P: the host's prefix and prompts."""
@@ -203,20 +208,12 @@ class SampleDispatcher(TokenDispatcher):
 
     per_token = False
 
-    def score(self, x: Tensor) -> Tensor:
+    def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logit of each image of patch tokens ``x`` (B, M, C), (B, 1, 1)."""
         return self._linear(x.mean(dim=1, keepdim=True))
 
-    def forward(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
-        """Decide for every image of ``x`` whether its patch tokens run the branch."""
-        return self._spread(super().forward(x, state), x.shape[1])
-
-    def sample(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
-        """As in training with noise, one draw for each image."""
-        return self._spread(super().sample(x, state), x.shape[1])
-
-    def _spread(self, dispatch: Dispatch, tokens: int) -> Dispatch:
-        """The decision about an image for each of its tokens; one that is spread already stays."""
+    def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
+        """The decision about an image for each of its tokens."""
         mask, logits, prefix = dispatch.mask, dispatch.logits, dispatch.num_prefix_tokens
         mask = torch.cat([mask[:, :prefix], mask[:, prefix : prefix + 1].expand(-1, tokens - prefix, -1)], dim=1)
         return Dispatch(mask, logits[:, :1].expand(-1, tokens - prefix, -1), prefix)

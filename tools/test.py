@@ -33,6 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batches', type=int, help='of training images for the calibration; default: 8')
     parser.add_argument('--per-image', action='store_true', help='of the calibration: the same rate for every image')
     parser.add_argument('--random-masks', action='store_true', help='repeat with random masks, at the same rates')
+    parser.add_argument('--consistency', action='store_true', help='also of each image flipped; see docs/dispatch.md')
     parser.add_argument('--dump', metavar='FILE', help='pickle all predictions, as DumpResults of mmengine does')
     parser.add_argument('--show-dir', help='folder for painted predictions')
     preflight.add_method_arguments(parser)
@@ -63,6 +64,8 @@ def main() -> None:
             if args.complete:
                 raise ValueError('--random-masks must not be combined with --complete, which has no masks, got both.')
             cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdyt.RandomMasksHook')]
+        if args.consistency:
+            cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmdyt.ConsistencyHook', flip=True)]
         if args.dump:
             preflight.dump_predictions(cfg, args.dump)
         if args.tta:

@@ -102,7 +102,9 @@ def main() -> None:
 def json_line(sample) -> dict:
     """The numbers of a sample."""
     rates = dict(zip(sample.layers, sample.rates().tolist(), strict=True))
-    return dict(file=sample.name, gmacs=sample.gmacs, gmacs_dense=sample.gmacs_dense, activation_rate=sample.rate, rates=rates)
+    return dict(
+        file=sample.name, gmacs=sample.gmacs, gmacs_dense=sample.gmacs_dense, activation_rate=sample.rate, rates=rates
+    )
 
 
 if __name__ == '__main__':

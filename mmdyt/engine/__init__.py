@@ -10,11 +10,13 @@ from .parameters import ParameterReportHook
 from .random_masks import RandomMasksHook
 from .rng_state import RNGStateHook
 from .tau import TauScheduleHook
+from .visualize.hook import DispatchVisualizationHook
 
 __all__ = [
     'CPUAmpOptimWrapper',
     'CalibrationHook',
     'ConsistencyHook',
+    'DispatchVisualizationHook',
     'EvidenceHook',
     'FLOPsHook',
     'FiniteHook',

@@ -10,7 +10,7 @@ from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.options import is_integer
 from mmdyt.engine.own_images import name_in_dataset, place_in_dataset
 from mmdyt.engine.visualize.collect import Collector
-from mmdyt.engine.visualize.draw import draw, rgb_sheet
+from mmdyt.engine.visualize.draw import draw, file_stem, rgb_sheet
 from mmdyt.engine.visualize.sample import SampleDispatch
 from mmdyt.registry import HOOKS
 
@@ -90,6 +90,6 @@ class DispatchVisualizationHook(Hook):
         folder = Path(runner.log_dir, f'dispatch_{mode}')
         page = draw(self._samples, folder, f'{runner.cfg.get("filename") or runner.experiment_name}, {mode}')
         for sample in self._samples:
-            runner.visualizer.add_image(f'dispatch/{Path(sample.name).stem}', rgb_sheet(sample), step=runner.iter)
+            runner.visualizer.add_image(f'dispatch_{file_stem(sample.name)}', rgb_sheet(sample), step=runner.iter)
         self._samples = []
         runner.logger.info(f'Which tokens ran where: {page}.')

@@ -63,9 +63,8 @@ def strip(sample: SampleDispatch) -> np.ndarray:
 
 def painted(sample: SampleDispatch) -> dict[str, np.ndarray]:
     """Truth and prediction of a segmentation as pictures, as far as there are any."""
-    palette = sample.palette if len(sample.palette) else hues(len(sample.classes))
     both = dict(truth=sample.truth, prediction=sample.prediction)
-    return {name: paint_labels(labels, palette) for name, labels in both.items() if np.ndim(labels) == 2}
+    return {name: paint_labels(labels, palette(sample)) for name, labels in both.items() if np.ndim(labels) == 2}
 
 
 def answers(sample: SampleDispatch) -> dict[str, str]:
@@ -81,9 +80,11 @@ def answers(sample: SampleDispatch) -> dict[str, str]:
     return words
 
 
-def hues(number: int) -> list[tuple[int, int, int]]:
-    """Colours, red first, for classes that have none: far apart from one to the next."""
-    turns = [(i * 0.618) % 1 for i in range(number)]
+def palette(sample: SampleDispatch) -> Sequence[Sequence[int]]:
+    """Colours of the classes, red first; where the sample has none, such as are far apart from one to the next."""
+    if len(sample.palette):
+        return sample.palette
+    turns = [(i * 0.618) % 1 for i in range(max(len(sample.classes), 1))]
     return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(turn, 0.65, 0.9)) for turn in turns]
 
 

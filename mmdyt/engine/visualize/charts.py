@@ -46,7 +46,7 @@ def by_boundary_distance(samples: Sequence[SampleDispatch]):
     bins = zip(where.EDGES, where.EDGES[1:], strict=False)
     names = [f'{low}-{high}' if np.isfinite(high) else f'>{low}' for low, high in bins]
     figure = _by_pixels(names, counts)
-    figure.axes[0].set_ylabel('pixels to a boundary between classes')
+    figure.axes[0].set_ylabel('pixels to a boundary')
     return figure
 
 
@@ -74,7 +74,7 @@ def write_figure(figure, file: Path) -> None:
 
 def _by_pixels(names: Sequence[str], counts: np.ndarray):
     """Lying bars of mean shares, a line at the mean of all pixels, and how many pixels each bar stands for."""
-    axes = _axes(height=1.5 + 0.25 * len(names))
+    axes = _axes(height=2 + 0.25 * len(names))
     axes.barh(range(len(names)), where.mean(counts))
     pixels = counts[1] / max(counts[1].sum(), 1)
     axes.set_yticks(range(len(names)), [f'{name} ({part:.1%})' for name, part in zip(names, pixels, strict=True)])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from mmdyt.engine.pictures import FONT, beside, caption, framed, heat_map, paint_labels, stack
+from mmdyt.engine.pictures import beside, caption, framed, heat_map, legend, paint_labels, stack
 from mmdyt.engine.visualize.sample import SampleDispatch
 from mmdyt.engine.visualize.where import mean_map, to_pixels
 
@@ -15,18 +15,16 @@ COLUMNS = 4
 
 
 def overlay(picture: np.ndarray, share: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Paint shares (H', W') over a picture; it stays as it is where they are NaN."""
+    """Paint shares (H', W') over a picture in grey, so that all colour is theirs; it stays grey where they are NaN."""
+    grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
     share = to_pixels(share, *picture.shape[:2])
-    painted = cv2.addWeighted(picture, 1 - opacity, heat_map(np.nan_to_num(share)), opacity, 0)
-    return np.where(np.isnan(share)[..., None], picture, painted)
+    painted = cv2.addWeighted(grey, 1 - opacity, heat_map(np.nan_to_num(share)), opacity, 0)
+    return np.where(np.isnan(share)[..., None], grey, painted)
 
 
 def value_legend(width: int) -> np.ndarray:
-    """A strip (24, width, 3) that says which colour is which share of the branches, or of the views."""
-    bar = np.linspace(0, 1, max(width - 160, 16))[None].repeat(12, 0)
-    strip = caption('skipped', width)
-    strip[6:18, 60 : 60 + bar.shape[1]] = heat_map(bar)[:, : width - 60]
-    return cv2.putText(strip, 'ran: 1.00', (66 + bar.shape[1], 16), **FONT)
+    """A strip (24, width, 3) that says which colour is which share of the branches that ran."""
+    return legend(['0 skipped', '0.25', '0.5', '0.75', '1 ran'], heat_map(np.linspace(0, 1, 5)[None])[0], width)
 
 
 def fit(picture: np.ndarray, width: int = CELL) -> np.ndarray:
@@ -102,9 +100,9 @@ def sheet(sample: SampleDispatch, frames: Sequence[int] | None = None) -> np.nda
         rows.append(layer_sheet(sample, frame))
         if len(sample.pictures) > 1:
             rows.insert(-1, caption(f'frame {frame}, by layer', CELL))
-    width = max(row.shape[1] for row in rows)
-    rows = [caption(text, width) for text in _headline(sample)] + rows + [value_legend(min(width, 2 * CELL))]
-    return framed(stack([_widened(row, width) for row in rows]))
+    width = max(2 * CELL, *(row.shape[1] for row in rows))
+    headline = np.vstack([caption(text, width) for text in _headline(sample)])
+    return framed(stack([_widened(row, width) for row in (headline, *rows, value_legend(2 * CELL))]))
 
 
 def _overview(sample: SampleDispatch) -> np.ndarray:

@@ -101,6 +101,12 @@ function draw() {
   const labels = image.labels[state.show];
   const over = state.show === 'tokens' ? heat(mapOf(image, now(image).ran), image.cells) : labels && loaded(labels);
   if (!over) return;
+  if (state.show === 'tokens') { // over grey, so that all colour is the map's
+    context.globalCompositeOperation = 'saturation';
+    context.fillStyle = 'grey';
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.globalCompositeOperation = 'source-over';
+  }
   context.globalAlpha = state.opacity;
   context.imageSmoothingEnabled = false;
   context.drawImage(over, 0, 0, canvas.width, canvas.height);
@@ -133,10 +139,10 @@ function showNumbers(image) {
   const {rates, gmacs, moved} = now(image), word = moved ? ' (estimate)' : '', rate = mean(rates);
   find('estimate').textContent = moved ? 'estimate' : '';
   const share = percent(gmacs / image.dense);
+  const ran = [['GMACs, as it ran', number(image.gmacs, 3)], ['activation rate, as it ran', number(mean(image.rates), 3)]];
   table('numbers', [
     ['GMACs', number(gmacs, 3)], ['GMACs, dense', number(image.dense, 3)], ['share of dense', share],
-    ['activation rate', number(rate, 3)], ['GMACs, as it ran', number(image.gmacs, 3)],
-    ['activation rate, as it ran', number(mean(image.rates), 3)]]);
+    ['activation rate', number(rate, 3)], ...(moved ? ran : [])]);
   table('layers', image.layers.map((name, layer) => [name, bar(rates[layer]), number(rates[layer], 2)]));
   find('summary').textContent = `Rate ${number(rate, 3)}, ${number(gmacs, 3)} GMACs, ${share} of dense${word}.`;
 }
@@ -191,18 +197,24 @@ function showList() {
   const shown = ordered();
   find('images').replaceChildren(...shown.map(i => {
     const {name, gmacs} = data.images[i];
-    return element('li', [element('span', name), element('span', number(gmacs, 3))], {
+    return element('li', [element('span', name.split('/').pop()), element('span', number(gmacs, 3))], {
       id: `image-${i}`, role: 'option', title: name, onclick: () => choose(i)});
   }));
   find('shown').textContent = `${shown.length} of ${data.images.length} images, with GMACs`;
   mark();
 }
 
+// Scrolls the list and, unlike scrollIntoView, never the page.
+function reveal(item) {
+  const list = item.parentElement, least = item.offsetTop + item.offsetHeight - list.clientHeight;
+  list.scrollTop = Math.max(least, Math.min(list.scrollTop, item.offsetTop));
+}
+
 function mark() {
   for (const item of find('images').children) item.ariaSelected = item.id === `image-${state.image}`;
   const own = find(`image-${state.image}`);
   find('images').setAttribute('aria-activedescendant', own ? own.id : '');
-  if (own) own.scrollIntoView({block: 'nearest'});
+  if (own) reveal(own);
   for (const bar of find('bars').children) bar.classList.toggle('own', bar.own?.includes(state.image));
 }
 

@@ -103,9 +103,11 @@ def _number(value: float) -> float | None:
 
 
 def _page(data: dict) -> str:
-    """Put data, style and script into the page."""
-    page, style, script = (Path(__file__).with_suffix(ending).read_text('utf-8') for ending in ('.html', '.css', '.js'))
+    """Put data, style and scripts into the page."""
+    page, style, decide, script = (
+        Path(__file__).with_name(name).read_text('utf-8') for name in ('page.html', 'page.css', 'decide.js', 'page.js')
+    )
     text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')  # ends no script
-    for place, part in (('/*STYLE*/', style), ('/*SCRIPT*/', script), ('/*DATA*/', text)):
+    for place, part in (('/*STYLE*/', style), ('/*SCRIPT*/', decide + script), ('/*DATA*/', text)):
         page = page.replace(place, part)
     return page

@@ -18,10 +18,10 @@ from mmdyt.engine.visualize.page import SIDE, packed, quantise, write_page
 
 HOSTILE = '</script><img src=x onerror=alert(1)>/*SCRIPT*/\udc80<!--".png'
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = (
-    '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-    '--disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=20000 --dump-dom'
-).split()
+SWITCHES = (
+    'headless', 'no-sandbox', 'disable-gpu', 'disable-quic', 'no-first-run', 'disable-background-networking',
+    'disable-component-update', 'disable-sync', 'enable-logging=stderr', 'virtual-time-budget=20000', 'dump-dom',
+)  # fmt: skip
 in_a_browser = pytest.mark.skipif(BROWSER is None, reason='no chromium is installed')
 
 # What a reader sees, as JSON; `look` is for scripts of tests.
@@ -31,12 +31,20 @@ const look = () => ({name: find('name').textContent, summary: find('summary').te
   numbers: rows('numbers'), estimate: find('estimate').textContent, asked: find('rate').nextElementSibling.textContent,
   why: find('why').textContent, off: find('rate').disabled, frames: !find('frame').parentElement.hidden,
   layer: find('layer').nextElementSibling.textContent, classes: find('classes').textContent,
-  answers: find('answers').textContent, chosen: [...document.querySelectorAll('[aria-selected=true]')].map(i => i.title),
-  list: [...find('images').children].map(item => item.title), hash: location.hash});
+  answers: find('answers').textContent, hash: location.hash, list: [...find('images').children].map(item => item.title),
+  chosen: [...document.querySelectorAll('[aria-selected=true]')].map(item => item.title)});
 const wait = () => new Promise(done => setTimeout(done, 300));
-const press = (id, key) => find(id).dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true, cancelable: true}));
-const set = (id, value) => { find(id).value = value; find(id).dispatchEvent(new Event(id === 'order' ? 'change' : 'input')); };
-const pixel = (x, y) => [...find('picture').getContext('2d').getImageData(x, y, 1, 1).data];
+const press = key => find('images').dispatchEvent(new KeyboardEvent('keydown', {key, cancelable: true}));
+const set = (id, value) => {
+  find(id).value = value;
+  find(id).dispatchEvent(new Event(id === 'order' ? 'change' : 'input'));
+};
+const pixels = places => {
+  const seen = find('picture').getContext('2d').getImageData(0, 0, 60, 40).data;
+  return places.map(([x, y]) => [...seen.slice(4 * (60 * y + x), 4 * (60 * y + x) + 4)]);
+};
+const report = found => parent === window
+  ? document.body.append(element('pre', JSON.stringify(found), {id: 'found'})) : parent.postMessage(found, '*');
 """
 
 
@@ -58,14 +66,21 @@ def decoded(codes, dtype, shape):
     return values / (np.iinfo(dtype).max - 1)
 
 
-def browse(file, script, fragment='', size='1200,900'):
-    """What a script, run in the open page, returns; nothing may be written to the console."""
-    copy = file.with_name('opened.html')
-    run = f'(async () => {{ await wait(); const found = await (async () => {{ {script} }})();'
-    run += "document.body.append(element('pre', JSON.stringify(found), {id: 'found'})); })();"
-    copy.write_text(file.read_text().replace('</body>', f'<script>{LOOK}{run}</script></body>'))
-    profile = f'--user-data-dir={file.parent / "profile"}'
-    command = [BROWSER, *FLAGS, profile, f'--window-size={size}', f'{copy.as_uri()}{fragment}']
+def browse(file, script, fragment='', width=None):
+    """What a script, run in the open page, returns; nothing may be written to the console.
+
+    A browser's window has a least width: pages for narrower screens are opened in a frame.
+    """
+    opened = file.with_name('opened.html')
+    run = f'(async () => {{ await wait(); report(await (async () => {{ {script} }})()); }})();'
+    opened.write_text(file.read_text().replace('</body>', f'<script>{LOOK}{run}</script></body>'))
+    if width:
+        frame = f'<iframe src="{opened.name}{fragment}" style="width: {width}px; border: 0"></iframe>'
+        show = 'onmessage = event => { document.getElementById("found").textContent = JSON.stringify(event.data); };'
+        opened = file.with_name('outer.html')
+        opened.write_text(f'<pre id="found"></pre><script>{show}</script>{frame}')
+    profile = f'user-data-dir={file.parent / "profile"}'
+    command = [BROWSER, *(f'--{switch}' for switch in (*SWITCHES, profile)), opened.as_uri() + fragment]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert [line for line in done.stderr.splitlines() if 'CONSOLE' in line] == []
     return json.loads(html.unescape(re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.S)[1]))
@@ -209,8 +224,10 @@ def test_sliders_ask_and_go_back_and_the_address_keeps_the_state(page):
 @in_a_browser
 @pytest.mark.parametrize('image, layer, frame', [(0, 0, 0), (1, 0, 2), (1, 3, 1), (2, 1, 0)])
 def test_the_canvas_shows_the_map(page, image, layer, frame):
-    script = 'const cells = []; for (let i = 0; i < 20; i++) cells.push(pixel(6 + 12 * (i % 5), 5 + 10 * (i / 5 | 0)));'
-    seen = browse(page, script + 'return cells;', f'#image={image}&layer={layer}&frame={frame}&opacity=1')
+    places = [(6 + 12 * (i % 5), 5 + 10 * (i // 5)) for i in range(20)]
+    seen = browse(
+        page, f'return pixels({json.dumps(places)});', f'#image={image}&layer={layer}&frame={frame}&opacity=1'
+    )
     maps = samples()[image].masks[:, frame]
     cells = (maps[layer - 1] if layer else maps.mean(0)).ravel()
     expected = heat_map(np.nan_to_num(cells)[None])[0, :, ::-1]
@@ -221,21 +238,20 @@ def test_the_canvas_shows_the_map(page, image, layer, frame):
 
 @in_a_browser
 def test_prediction_and_truth_are_painted_over_and_named(page):
-    script = (
-        "const ask = [pixel(2, 38), pixel(50, 15)]; return [look(), ...ask, getComputedStyle(find('legend')).display];"
-    )
+    script = "return [look(), pixels([[2, 38], [50, 15]]), find('legend').hidden];"
     for show, colours in (('prediction', (2, 1)), ('truth', (0, 1))):
-        seen, *pixels, legend = browse(page, script, f'#image=0&show={show}&opacity=1')
+        seen, pixels, no_legend = browse(page, script, f'#image=0&show={show}&opacity=1')
         assert [pixel[:3] for pixel in pixels] == [PALETTE[i] for i in colours]
-        assert seen['classes'] == 'skycarroad' and legend == 'none'
+        assert seen['classes'] == 'skycarroad' and no_legend
 
 
 @in_a_browser
 def test_the_list_is_ordered_filtered_and_moved_through_by_keys(page):
     script = """const found = [look()];
-        for (const key of ['ArrowDown', 'End', 'ArrowDown', 'ArrowUp', 'Home', 'x']) { press('images', key); found.push(look()); }
-        set('order', 1); found.push(look()); set('filter', 'CLIP'); found.push(look()); press('images', 'End');
-        found.push(look()); set('filter', 'nowhere'); press('images', 'End'); found.push(look()); return found;"""
+        const keys = ['ArrowDown', 'End', 'ArrowDown', 'ArrowUp', 'Home', 'x'];
+        for (const key of keys) { press(key); found.push(look()); }
+        set('order', 1); found.push(look()); set('filter', 'CLIP'); found.push(look()); press('End');
+        found.push(look()); set('filter', 'nowhere'); press('End'); found.push(look()); return found;"""
     first, *moved, cheapest, filtered, last, nothing = browse(page, script)
     names = [one.name for one in sorted(samples(), key=lambda one: -one.gmacs)]
     assert first['list'] == names and first['chosen'] == names[:1]
@@ -248,13 +264,16 @@ def test_the_list_is_ordered_filtered_and_moved_through_by_keys(page):
 @in_a_browser
 def test_a_phone_needs_no_sideways_scroll(tmp_path):
     write_page([segmented('a' * 200), *samples()], tmp_path / 'page.html', 'T' * 100)
-    script = 'return [innerWidth, document.documentElement.scrollWidth];'
-    assert browse(tmp_path / 'page.html', script, '#rate=0.5', size='360,740') == [360, 360]
+    script = (
+        'const {scrollWidth, clientWidth} = document.documentElement; return [innerWidth, scrollWidth - clientWidth];'
+    )
+    assert browse(tmp_path / 'page.html', script, '#rate=0.5', width=360) == [360, 0]
 
 
 @in_a_browser
 def test_hostile_names_are_text(tmp_path):
-    write_page([classified(HOSTILE)], tmp_path / 'page.html', HOSTILE)
+    name = HOSTILE.replace('\udc80', '')  # no browser prints that
+    write_page([classified(name)], tmp_path / 'page.html', name)
     script = "return [look().name, document.title, document.querySelectorAll('img').length];"
     name, title, images = browse(tmp_path / 'page.html', script)
     assert (

@@ -40,8 +40,9 @@ const set = (id, value) => {
   find(id).dispatchEvent(new Event(id === 'order' ? 'change' : 'input'));
 };
 const pixels = places => {
-  const seen = find('picture').getContext('2d').getImageData(0, 0, 60, 40).data;
-  return places.map(([x, y]) => [...seen.slice(4 * (60 * y + x), 4 * (60 * y + x) + 4)]);
+  const {width, height} = find('picture'), scale = width / 60;
+  const seen = find('picture').getContext('2d').getImageData(0, 0, width, height).data;
+  return places.map(([x, y]) => 4 * scale * (width * y + x)).map(at => [...seen.slice(at, at + 4)]);
 };
 const report = found => parent === window
   ? document.body.append(element('pre', JSON.stringify(found), {id: 'found'})) : parent.postMessage(found, '*');

@@ -49,9 +49,12 @@ function heat(map, [height, width]) {
 function draw() {
   const image = data.images[state.image], canvas = find('picture'), picture = loaded(image.frames[state.frame]);
   if (!picture) return;
-  Object.assign(canvas, {width: picture.naturalWidth, height: picture.naturalHeight});
+  const {naturalWidth: width, naturalHeight: height} = picture;
+  const scale = Math.max(1, Math.floor(640 / Math.max(width, height))); // small pictures have fewer pixels than maps need
+  Object.assign(canvas, {width: scale * width, height: scale * height});
   const context = canvas.getContext('2d');
-  context.drawImage(picture, 0, 0);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
   const labels = image.labels[state.show];
   const over = state.show === 'tokens' ? heat(mapOf(image, now(image).ran), image.cells) : labels && loaded(labels);
   if (!over) return;
@@ -62,7 +65,6 @@ function draw() {
     context.globalCompositeOperation = 'source-over';
   }
   context.globalAlpha = state.opacity;
-  context.imageSmoothingEnabled = false;
   context.drawImage(over, 0, 0, canvas.width, canvas.height);
 }
 

@@ -21,7 +21,7 @@ PNG = ('png', [])  # of labels, whose colours must stay
 def write_page(samples: Iterable[SampleDispatch], file: str | Path, title: str) -> None:
     """Write a page with pictures, maps and numbers of all samples in it.
 
-    A sample takes some 60 kB a picture and 3 bytes a cell, branch and frame. Samples are packed one after the other,
+    A sample takes some 60 kB a picture and 4 bytes a cell, branch and frame. Samples are packed one after the other,
     so they may come from a generator.
 
     Args:

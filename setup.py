@@ -25,6 +25,7 @@ setup(
     description='Dynamic Tuning (DyT) of frozen Vision Transformers for OpenMMLab',
     license='Apache-2.0',
     packages=find_packages(include=['mmdyt', 'mmdyt.*']),
+    package_data={'mmdyt.engine.visualize': ['*.html', '*.css', '*.js']},
     # mmengine 0.10.7 uses pkgutil.find_loader, which Python 3.14 dropped.
     python_requires='>=3.10,<3.14',
     install_requires=[

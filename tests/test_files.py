@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import load_tool
+from dispatch_samples import segmented
 from mmengine.config import Config
 from mmengine.runner import save_checkpoint
 from mmengine.visualization import LocalVisBackend
@@ -21,6 +22,8 @@ from mmengine.visualization import LocalVisBackend
 from mmdyt import compat, files
 from mmdyt.engine.comparison_plot import plot
 from mmdyt.engine.pictures import write_picture
+from mmdyt.engine.visualize.charts import layer_rates, write_figure
+from mmdyt.engine.visualize.page import write_page
 from mmdyt.files import check_out_file, hold, whole_file, whole_path, write_json, write_text
 
 compat.install()
@@ -51,6 +54,8 @@ WRITERS = {
     'text.txt': lambda path: write_text(path, 'x' * 20000),
     'numbers.json': lambda path: write_json(path, list(range(5000))),
     'compare.png': lambda path: plot([ROW], 'mIoU', path),
+    'rates.png': lambda path: write_figure(layer_rates([segmented('a')]), path),
+    'page.html': lambda path: write_page([segmented('a')], path, 'Title'),
     'demo.png': lambda path: write_picture(path, NOISE),
     'calibrated.pth': calibrated,
     'converted.pth': lambda path: load_tool('convert_timm_vit').write(TENSORS, path),

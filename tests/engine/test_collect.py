@@ -49,6 +49,10 @@ def test_samples_have_all_that_is_drawn(runner):
         assert sample.logits.shape == sample.masks.shape and sample.thresholds.tolist() == [0.0] * len(sample.layers)
         assert {picture.dtype for picture in sample.pictures} == {np.dtype(np.uint8)}
         assert sample.pictures[0].ndim == 3 and len({picture.shape for picture in sample.pictures}) == 1
+        rows, columns = sample.masks.shape[2:]
+        patch = runner.model.backbone.patch_embed.projection.stride
+        height, width = sample.pictures[0].shape[:2]
+        assert sample.extent == pytest.approx((rows * patch[0] / height, columns * patch[1] / width))
         if runner.task == 'segmentation':
             assert sample.prediction.shape == sample.truth.shape == sample.pictures[0].shape[:2]
         else:

@@ -87,6 +87,7 @@ def test_the_mean_map_is_over_the_branches_that_saw_a_cell():
 
 def test_pixels_take_the_value_of_their_cell():
     assert to_pixels(np.array([[1, 2]]), 2, 5).tolist() == [[1, 1, 1, 2, 2]] * 2
+    assert to_pixels(np.array([[1, 2, 3]]), 1, 5, (1.0, 6 / 5)).tolist() == [[1, 1, 2, 2, 3]]  # cells of 2 pixels
 
 
 def test_counts_of_samples_add_up_and_samples_without_labels_are_left_out():

@@ -71,12 +71,15 @@ class Collector:
     def _sample(self, found: SampleMap, line: dict, output: BaseDataElement, pictures: list) -> SampleDispatch:
         logits = found.logits()
         masks = found.activation().numpy()
+        view = found.looks[0].seen.view
+        extent = [n * side / whole for n, side, whole in zip(view.cells, view.patch, view.image, strict=True)]
         costs = self._costs(found)
         sample = SampleDispatch(
             name=line['file'],
             layers=found.layers,
             masks=masks,
             pictures=pictures,
+            extent=tuple(extent),
             gmacs=line['gmacs'] if line['gmacs'] is not None else float('nan'),
             gmacs_dense=line['gmacs_dense'],
             logits=None if logits is None else logits.numpy(),

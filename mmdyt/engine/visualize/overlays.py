@@ -14,10 +14,15 @@ CELL = 240  # pixels across, of a picture in a sheet
 COLUMNS = 4
 
 
-def overlay(picture: np.ndarray, share: np.ndarray, opacity: float = 0.55) -> np.ndarray:
-    """Paint shares (H', W') over a picture in grey, so that all colour is theirs; it stays grey where they are NaN."""
+def overlay(
+    picture: np.ndarray, share: np.ndarray, opacity: float = 0.55, extent: tuple[float, float] = (1.0, 1.0)
+) -> np.ndarray:
+    """Paint shares (H', W') over a picture in grey, so that all colour is theirs; it stays grey where they are NaN.
+
+    ``extent`` is that of the sample.
+    """
     grey = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-    share = to_pixels(share, *picture.shape[:2])
+    share = to_pixels(share, *picture.shape[:2], extent)
     painted = cv2.addWeighted(grey, 1 - opacity, heat_map(np.nan_to_num(share)), opacity, 0)
     return np.where(np.isnan(share)[..., None], grey, painted)
 
@@ -49,13 +54,14 @@ def layer_sheet(sample: SampleDispatch, frame: int = 0) -> np.ndarray:
     picture = fit(sample.pictures[frame])
     maps = sample.masks[:, frame]
     captions = [f'{name}: {_rate(map)}' for name, map in zip(sample.layers, maps, strict=True)]
-    return contact([overlay(picture, map) for map in maps], captions)
+    return contact([overlay(picture, map, extent=sample.extent) for map in maps], captions)
 
 
 def strip(sample: SampleDispatch) -> np.ndarray:
     """Mean over the branches, over each frame; captions say the frame and its rate."""
     maps = mean_map(sample.masks)
-    pictures = [overlay(fit(picture), map) for picture, map in zip(sample.pictures, maps, strict=True)]
+    pairs = zip(sample.pictures, maps, strict=True)
+    pictures = [overlay(fit(picture), map, extent=sample.extent) for picture, map in pairs]
     return contact(pictures, [f'frame {i}: {_rate(map)}' for i, map in enumerate(maps)])
 
 
@@ -110,7 +116,8 @@ def _overview(sample: SampleDispatch) -> np.ndarray:
     picture, mean = fit(sample.pictures[0]), mean_map(sample.masks)[0]
     size = picture.shape[1::-1]
     labels = {k: cv2.resize(v, size, interpolation=cv2.INTER_NEAREST) for k, v in painted(sample).items()}
-    cells = {'image': picture, **labels, f'mean of the layers: {sample.rate:.2f}': overlay(picture, mean)}
+    painted_mean = overlay(picture, mean, extent=sample.extent)
+    cells = {'image': picture, **labels, f'mean of the layers: {sample.rate:.2f}': painted_mean}
     return contact(list(cells.values()), list(cells))
 
 

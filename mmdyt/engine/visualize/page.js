@@ -65,7 +65,8 @@ function draw() {
     context.globalCompositeOperation = 'source-over';
   }
   context.globalAlpha = state.opacity;
-  context.drawImage(over, 0, 0, canvas.width, canvas.height);
+  const [down, along] = state.show === 'tokens' ? image.extent : [1, 1]; // the last cells may reach beyond the picture
+  context.drawImage(over, 0, 0, along * canvas.width, down * canvas.height);
 }
 
 // ---- numbers

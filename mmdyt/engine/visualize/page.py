@@ -44,6 +44,7 @@ def packed(sample: SampleDispatch) -> dict:
         rates=[_number(rate) for rate in sample.rates()],
         layers=list(sample.layers),
         cells=list(sample.masks.shape[2:]),
+        extent=list(sample.extent),
         masks=_base64(quantise(sample.masks, 0, 1, np.uint8)),
         logits=None if sample.logits is None else _logits(sample.logits),
         costs=[[[_number(x), _number(y)] for x, y in cost.points] for cost in sample.costs],

@@ -33,6 +33,8 @@ class SampleDispatch:
         logits: (L, T, H', W'), mean logits of the gates; NaN likewise. None where there are none.
         thresholds: The logit above which a token of each branch runs, (L,); None where each image has its capacity.
         pictures: T pictures (H, W, 3), 8 bits, blue first, as OpenCV has them.
+        extent: Height and width of the map, as fractions of those of the picture: above 1 where its last cells reach
+            beyond, as those of a picture of 540 pixels in patches of 16 do.
         gmacs: What it cost, all windows, views and augmentations together; 10^9 multiply-adds.
         gmacs_dense: The same of the plain ViT.
         costs: Of each branch, in the order of ``layers``; empty where that is not known.
@@ -50,6 +52,7 @@ class SampleDispatch:
     pictures: Sequence[np.ndarray]
     gmacs: float
     gmacs_dense: float
+    extent: tuple[float, float] = (1.0, 1.0)
     logits: np.ndarray | None = None
     thresholds: np.ndarray | None = None
     costs: Sequence[LayerCost] = ()

@@ -12,6 +12,7 @@ import numpy as np
 from mmdyt.engine.visualize.sample import SampleDispatch
 
 IGNORED = 255
+ROUNDING = 1e-9  # of a cell: where a corner lies on the border of two, it is the next one's
 EDGES = (0, 4, 8, 16, 32, 64, np.inf)  # pixels
 
 
@@ -22,9 +23,17 @@ def mean_map(masks: np.ndarray) -> np.ndarray:
     return np.divide(np.where(seen, masks, 0).sum(0), number, out=np.full(number.shape, np.nan), where=number > 0)
 
 
-def to_pixels(cells: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Give each pixel the value of the cell (H', W') that its upper left corner lies in."""
-    rows, columns = (np.arange(n) * k // n for n, k in zip((height, width), cells.shape, strict=True))
+def to_pixels(cells: np.ndarray, height: int, width: int, extent: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
+    """Give each pixel the value of the cell (H', W') that its upper left corner lies in.
+
+    Args:
+        cells: Of a map.
+        height: Pixels of the picture.
+        width: Pixels.
+        extent: Of the map, as that of a :class:`~mmdyt.engine.visualize.sample.SampleDispatch`.
+    """
+    sides = zip((height, width), cells.shape, extent, strict=True)
+    rows, columns = (np.minimum(np.arange(n) * k / (n * e) + ROUNDING, k - 1).astype(int) for n, k, e in sides)
     return cells[rows][:, columns]
 
 
@@ -85,7 +94,7 @@ def total(
         count: Of a share (H, W) and labels (H, W).
     """
     counts = [
-        count(to_pixels(mean_map(sample.masks)[0], *np.shape(sample.truth)), sample.truth)
+        count(to_pixels(mean_map(sample.masks)[0], *np.shape(sample.truth), sample.extent), sample.truth)
         for sample in samples
         if np.ndim(sample.truth) == 2
     ]

@@ -24,7 +24,7 @@ from mmdyt.datasets.files import find_files
 from mmdyt.engine.host import find_host, is_recognizer
 from mmdyt.engine.own_images import name_in_dataset
 from mmdyt.engine.visualize.collect import Collector
-from mmdyt.engine.visualize.draw import draw
+from mmdyt.engine.visualize.draw import draw, numbers
 from mmdyt.files import write_json
 from mmdyt.preflight.checkpoints import check_exists
 from mmdyt.preflight.work_dir import check_folder
@@ -95,16 +95,8 @@ def main() -> None:
             with torch.no_grad():
                 samples += collector.take(batch, host.test_step(batch))
     page = draw(samples, Path(args.out), Path(args.config).stem)
-    write_json(Path(args.out) / 'samples.json', [json_line(sample) for sample in samples])
+    write_json(Path(args.out) / 'numbers.json', numbers(samples))
     print(f'\nWhich tokens ran where: {page}')
-
-
-def json_line(sample) -> dict:
-    """The numbers of a sample."""
-    rates = dict(zip(sample.layers, sample.rates().tolist(), strict=True))
-    return dict(
-        file=sample.name, gmacs=sample.gmacs, gmacs_dense=sample.gmacs_dense, activation_rate=sample.rate, rates=rates
-    )
 
 
 if __name__ == '__main__':

@@ -135,6 +135,9 @@ class FLOPsHook(Hook):
             )
         else:
             runner.logger.info(_sentence(report, getattr(find_host(runner.model), 'target_rate', None)))
+            if report['gmacs_min'] < report['gmacs_max']:
+                spread = ', '.join(f'{name.split("_")[1]} {report[name]:.3f}' for name in SPREAD)
+                runner.logger.info(f'GMACs of single samples: {spread}.')
         for name, value in report.items():
             runner.message_hub.update_scalar(f'{mode}/{name}', value)
         if metrics is not None:
@@ -161,7 +164,6 @@ def _sentence(report: dict[str, float], target: float | None) -> str:
     return (
         (f'Activation rate {report["activation_rate"]:.3f}{wanted}, by layer {layers}. ' if rates else '')
         + f'GMACs per {sample}: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense, '
-        f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}{views}; '
-        f'from {report["gmacs_min"]:.3f} to {report["gmacs_max"]:.3f}, median {report["gmacs_median"]:.3f}. '
+        f'backbone {report["gmacs_backbone"]:.3f} of {report["gmacs_backbone_dense"]:.3f}{views}. '
         'These are MACs (papers print them as FLOPs).'
     )

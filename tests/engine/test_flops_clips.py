@@ -112,9 +112,13 @@ def test_dense_is_the_plain_vit_on_every_frame_and_the_aggregator_once_a_view():
 def test_the_log_says_what_a_clip_is(caplog):
     with caplog.at_level(logging.INFO, logger='flops'):
         report = evaluate(build(AGGREGATED), torch.randn(2, 3, 3, T, 32, 32))
-    (message,) = caplog.messages
+    message, spread = caplog.messages
+    assert spread == (
+        f'GMACs of single samples: min {report["gmacs_min"]:.3f}, p5 {report["gmacs_p5"]:.3f}, '
+        f'median {report["gmacs_median"]:.3f}, p95 {report["gmacs_p95"]:.3f}, max {report["gmacs_max"]:.3f}.'
+    )
     assert f'GMACs per clip of 3 views: {report["gmacs"]:.3f} of {report["gmacs_dense"]:.3f} dense' in message
-    assert f'; per view {report["gmacs_view"]:.3f} of {report["gmacs_view_dense"]:.3f}; from ' in message
+    assert f'; per view {report["gmacs_view"]:.3f} of {report["gmacs_view_dense"]:.3f}. These are MACs' in message
 
 
 ROOT = Path(__file__).parents[2]

@@ -45,8 +45,14 @@ def checkpoint(tmp_path):
 def test_test_data(run_tool, request, checkpoint, tmp_path, name):
     config, out = request.getfixturevalue(name), tmp_path / 'out'
     run_tool('visualize_dispatch', config, checkpoint(config), '--out', out, '--number', 3, '--device', 'cpu')
-    samples = json.loads((out / 'samples.json').read_text())
+    samples = json.loads((out / 'numbers.json').read_text())['samples']
     files = {file.name for file in out.iterdir()}
+    found = json.loads((out / 'numbers.json').read_text())
+    if name == 'tiny_config':
+        pixels = {key: sum(one['pixels'] for one in found[key].values()) for key in found if key.startswith('by_')}
+        assert len(pixels) == 2 and len(set(pixels.values())) == 1  # each labelled pixel is in one group of either
+    else:
+        assert list(found) == ['samples']
     assert files >= {'index.html'} | CHARTS | (OF_LABELS if name == 'tiny_config' else set())
     assert len([file for file in files if file[0].isdigit()]) == len(samples) == 3
     assert len({sample['file'] for sample in samples}) == 3
@@ -65,7 +71,7 @@ def test_files_and_folders(run_tool, tiny_config, checkpoint, tmp_path):
     out = tmp_path / 'out'
     args = tiny_config, checkpoint(tiny_config), folder, folder / '1.png', '--out', out, '--device', 'cpu'
     run_tool('visualize_dispatch', *args)
-    samples = json.loads((out / 'samples.json').read_text())
+    samples = json.loads((out / 'numbers.json').read_text())['samples']
     assert [Path(sample['file']).name for sample in samples] == ['0.png', '1.png', '2.png', '1.png']
     assert samples[1] == samples[3]
 

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mmdyt.engine.pictures import write_picture
-from mmdyt.engine.visualize import charts
+from mmdyt.engine.visualize import charts, where
 from mmdyt.engine.visualize.overlays import sheet
 from mmdyt.engine.visualize.page import write_page
 from mmdyt.engine.visualize.sample import SampleDispatch
@@ -38,6 +39,31 @@ def draw(samples: Sequence[SampleDispatch], folder: Path, title: str) -> Path:
     page = folder / 'index.html'
     write_page(samples, page, title)
     return page
+
+
+def numbers(samples: Sequence[SampleDispatch]) -> dict:
+    """What the pictures show, as plain values.
+
+    Returns:
+        ``samples``, one after the other, and for segmentation with true labels ``by_class`` and
+        ``by_boundary_distance``: the mean over the branches of the activation of pixels, and how many these are.
+    """
+    found = dict(samples=[_of_sample(sample) for sample in samples])
+    classes = max((sample.classes for sample in samples), key=len, default=())
+    groups = dict(by_class=(partial(where.by_class, classes=len(classes)), classes))
+    groups['by_boundary_distance'] = where.by_boundary_distance, [f'from {edge}' for edge in where.EDGES[:-1]]
+    for name, (count, labels) in groups.items():
+        counts = where.total(samples, count)
+        if counts is not None:
+            rows = zip(labels, where.mean(counts).tolist(), counts[1].tolist(), strict=True)
+            found[name] = {label: dict(active=mean, pixels=int(number)) for label, mean, number in rows if number}
+    return found
+
+
+def _of_sample(sample: SampleDispatch) -> dict:
+    rates = dict(zip(sample.layers, sample.rates().tolist(), strict=True))
+    costs = dict(gmacs=sample.gmacs, gmacs_dense=sample.gmacs_dense)
+    return dict(file=sample.name, **costs, activation_rate=sample.rate, rates=rates)
 
 
 def file_stem(name: str) -> str:

@@ -52,21 +52,23 @@ class Collector:
     def __exit__(self, *error) -> None:
         self._open.close()
 
-    def take(self, batch: dict, outputs: Sequence[BaseDataElement]) -> list[SampleDispatch]:
+    def take(
+        self, batch: dict, outputs: Sequence[BaseDataElement], wanted: Sequence[int] | None = None
+    ) -> list[SampleDispatch]:
         """Of a batch that the model has just predicted.
 
         Args:
             batch: As the data loader gave it: ``inputs`` are the pictures.
             outputs: What the model predicted.
+            wanted: Places in the batch of the samples that are wanted; None is all. The others cost little.
         """
         self._counter.add_samples(outputs)
         lines = self._counter.take().lines()
         maps = self._recorder.take()
         if not maps:
             raise ValueError('model must have dispatchers, got none: there is nothing to draw.')
-        pictures = [self._pictures(one) for one in _of_samples(batch['inputs'])]
-        triples = zip(maps, lines, outputs, pictures, strict=True)
-        return [self._sample(found, line, output, shown) for found, line, output, shown in triples]
+        inputs, wanted = _of_samples(batch['inputs']), range(len(outputs)) if wanted is None else wanted
+        return [self._sample(maps[i], lines[i], outputs[i], self._pictures(inputs[i])) for i in wanted]
 
     def _sample(self, found: SampleMap, line: dict, output: BaseDataElement, pictures: list) -> SampleDispatch:
         logits = found.logits()

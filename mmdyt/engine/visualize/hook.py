@@ -50,11 +50,9 @@ class DispatchVisualizationHook(Hook):
         """Gather the samples that are due."""
         if not is_main_process():
             return
-        samples = self._collector.take(data_batch, outputs)
-        for sample in samples:
-            if self._seen % self._every == 0 and len(self._samples) < self._number:
-                self._samples.append(sample)
-            self._seen += 1
+        due = [i for i in range(len(outputs)) if (self._seen + i) % self._every == 0]
+        self._samples += self._collector.take(data_batch, outputs, due[: self._number - len(self._samples)])
+        self._seen += len(outputs)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
         """Draw."""

@@ -90,7 +90,7 @@ def main() -> None:
             preflight.check_images(cfg, ['train_dataloader'])
     runner = preflight.build_runner(cfg)
     with preflight.clean_exit():
-        for option in ('complete', 'random_masks'):
+        for option in ('complete', 'random_masks', 'consistency'):
             if getattr(args, option) and not dynamic_branches(runner.model):
                 raise ValueError(f'--{option.replace("_", "-")} must find dispatchers in the model, got none.')
         if calibrates:

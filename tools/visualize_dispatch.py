@@ -27,6 +27,7 @@ from mmdyt.engine.visualize.collect import Collector
 from mmdyt.engine.visualize.draw import draw, numbers
 from mmdyt.files import write_json
 from mmdyt.preflight.checkpoints import check_exists
+from mmdyt.preflight.names import name_of
 from mmdyt.preflight.work_dir import check_folder
 
 LOADER = 'test_dataloader'
@@ -65,21 +66,24 @@ def load(args: argparse.Namespace) -> tuple[Config, torch.nn.Module, dict]:
     return cfg, host.to(args.device).eval(), checkpoint.get('meta', {}).get('dataset_meta') or {}
 
 
-def loader_of(cfg: Config, host: torch.nn.Module, files: list[str], number: int, about: dict) -> DataLoader:
-    """One sample after the other: some of the test data, or the files in the pipeline of the test."""
+def loader_of(
+    cfg: Config, host: torch.nn.Module, files: list[str], number: int, about: dict
+) -> tuple[DataLoader, list[int]]:
+    """One sample after the other, some of the test data, or the files in the pipeline of the test; and their places."""
     loader = copy.deepcopy(cfg[LOADER]) | dict(batch_size=1, num_workers=0, persistent_workers=False)
     loader.pop('prefetch_factor', None)
     if not files:
         preflight.check_images(cfg, [LOADER])
-        total = len(Runner.build_dataloader(loader).dataset)
-        loader['dataset']['indices'] = list(range(0, total, max(1, total // number)))[:number]
-        return Runner.build_dataloader(loader)
-    steps = [step for step in loader['dataset']['pipeline'] if 'LoadAnnotations' not in step['type']]
+        whole = Runner.build_dataloader(loader)
+        places = sorted({i * len(whole.dataset) // number for i in range(number)})
+        return DataLoader(whole.dataset, sampler=places, collate_fn=whole.collate_fn), places
+    steps = [step for step in loader['dataset']['pipeline'] if 'LoadAnnotations' not in name_of(step['type'])]
     metainfo = {key: about[key] for key in ('classes', 'palette') if about.get(key) is not None}
     video = is_recognizer(host)
     loader['dataset'] = dict(type='mmdyt.Files', files=find_files(files, video), video=video, pipeline=steps)
     loader['dataset']['metainfo'] = metainfo
-    return Runner.build_dataloader(loader)
+    loader = Runner.build_dataloader(loader)
+    return loader, list(range(len(loader.dataset)))
 
 
 def main() -> None:
@@ -87,10 +91,10 @@ def main() -> None:
     args = parse_args()
     with preflight.clean_exit():
         cfg, host, about = load(args)
-        loader = loader_of(cfg, host, args.files, args.number, about)
+        loader, places = loader_of(cfg, host, args.files, args.number, about)
     about = loader.dataset.metainfo
-    samples = []
-    with Collector(host, about.get('classes'), about.get('palette'), name_in_dataset(loader)) as collector:
+    samples, name = [], name_in_dataset(loader)
+    with Collector(host, about.get('classes'), about.get('palette'), lambda i: name(places[i])) as collector:
         for batch in track_iter_progress((iter(loader), len(loader))):
             with torch.no_grad():
                 samples += collector.take(batch, host.test_step(batch))

@@ -114,15 +114,16 @@ class DispatchMap:
         """Add what was decided in one view.
 
         Args:
-            masks: (..., rows, columns) of 0 and 1, or shares; the same leading axes in each call.
+            masks: (..., rows, columns) of 0 and 1, or any values; the same leading axes in each call. What is not
+                finite counts as not seen.
             view: What of the image these cells are.
         """
         here = self.view.edges(self.view.cells)
         there = view.edges(tuple(masks.shape[-2:]))
         down, along = (overlaps(mine, theirs) for mine, theirs in zip(here, there, strict=True))
-        masks = masks.to(torch.float64)
-        self._active = self._active + down @ masks @ along.T
-        self._seen = self._seen + down.sum(1)[:, None] * along.sum(1)
+        masks, told = masks.to(torch.float64), masks.isfinite().to(torch.float64)
+        self._active = self._active + down @ masks.nan_to_num(0.0, 0.0, 0.0) @ along.T
+        self._seen = self._seen + down @ told @ along.T
 
     def mean(self) -> Tensor:
         """(..., rows, columns) in [0, 1]; NaN where nothing was seen."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import torch
 from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
+from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
@@ -28,7 +29,8 @@ class ConsistencyHook(Hook):
     (tokens of two frames in turn). All branches count alike. Chance would give r^2 + (1 - r)^2 at a rate r.
 
     Args:
-        flip: Whether each image runs a second time, flipped from left to right. What this costs is in no other report.
+        flip: Whether each image runs a second time, flipped from left to right; not within test-time augmentation, nor
+            clips. What this costs is in no other report.
 
     Raises:
         ValueError: If an argument is no bool, or, before work starts, if the model has no dispatchers.
@@ -53,11 +55,11 @@ class ConsistencyHook(Hook):
     def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Compare what was decided in the batch."""
         maps = self._recorder.take()
-        if self._flip and not is_recognizer(find_host(runner.model)):
-            with unrecorded():  # so that nobody counts these passes
+        augmented = isinstance(data_batch['inputs'][0], list | tuple)  # whose flips are compared as they are
+        if self._flip and maps and not augmented and not is_recognizer(find_host(runner.model)):
+            with unrecorded(), autocast(enabled=getattr(self._loop, 'fp16', False)):  # so that nobody counts these
                 flipped = flipped_maps(runner.model, data_batch)
-            for found, other in zip(maps, flipped, strict=True):
-                found.looks += other.looks
+            maps = [found.with_looks_of(other) for found, other in zip(maps, flipped, strict=True)]
         own = int(min(len(maps), self._left))
         self._left -= own
         self._found += [found.consistency() for found in maps[:own]]
@@ -81,6 +83,7 @@ class ConsistencyHook(Hook):
     def _start(self, runner, mode: str) -> None:
         self._open.close()  # a former evaluation may have been cut short
         self._left = count_own(getattr(runner, f'{mode}_dataloader', None))
+        self._loop = getattr(runner, f'{mode}_loop', None)
         self._found: list[dict[str, float]] = []
         self._recorder = self._open.enter_context(MapRecorder(runner.model))
 

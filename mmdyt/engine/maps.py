@@ -1,5 +1,6 @@
 """Which tokens of each sample ran which branch, in the coordinates of the image. L branches, T frames."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ class Look:
 
     Attributes:
         seen: What it shows.
-        masks: (L, T, rows, columns), 0 or 1; a branch that saw no patch token, since none is read, has none active.
-        logits: (L, T, rows, columns), NaN where a branch saw none; None where a rule from outside decided.
+        masks: (L, T, rows, columns), 0 or 1.
+        logits: (L, T, rows, columns); None where a rule from outside decided.
     """
 
     seen: Seen
@@ -40,7 +41,7 @@ class SampleMap:
     """All that was decided about one image or clip.
 
     Attributes:
-        layers: Names of the L branches.
+        layers: Names of the L branches that saw patch tokens: with ``skip_unread`` the last one may see none.
         looks: One for each window, augmentation or view, in the order in which they ran.
     """
 
@@ -83,28 +84,25 @@ class SampleMap:
             both show; ``flip``: of the area that a view and a flipped one of the same size both show; ``time``: of the
             tokens of two frames in turn. Only what there is.
         """
-        asked = [i for i in range(len(self.layers)) if any(_saw(look, i) for look in self.looks)]
-        if not asked:
-            return {}
-        alike = [neighbours_alike(look.without_padding()[asked]).nanmean().item() for look in self.looks]
-        found = dict(neighbours=_mean(alike))
+        alike = [neighbours_alike(look.without_padding()).nanmean().item() for look in self.looks]
+        alike = [share for share in alike if not math.isnan(share)]  # windows in padding have no neighbours
+        found = dict(neighbours=_mean(alike)) if alike else {}
         pairs = [pair for pair in combinations(self.looks, 2) if pair[0].seen.number == pair[1].seen.number]
         same = [p for p in pairs if p[0].seen.view.image == p[1].seen.view.image]
         for name, wanted in dict(windows=True, flip=False).items():
             of_kind = [p for p in same if (p[0].seen.view.flip == p[1].seen.view.flip) is wanted]
-            shares = [agreement(a.masks[asked], a.seen.view, b.masks[asked], b.seen.view) for a, b in of_kind]
+            shares = [agreement(a.masks, a.seen.view, b.masks, b.seen.view) for a, b in of_kind]
             areas = sum(area for _, area in shares)
             if areas:
                 found[name] = sum(share.mean().item() * area for share, area in shares if area) / areas
         if self.looks[0].masks.shape[1] > 1:
-            clips = [look.masks[asked] for look in self.looks]
+            clips = [look.masks for look in self.looks]
             found['time'] = _mean([(clip[:, 1:] == clip[:, :-1]).double().mean().item() for clip in clips])
         return found
 
-
-def _saw(look: Look, branch: int) -> bool:
-    """Whether a branch saw patch tokens."""
-    return look.logits is None or not bool(look.logits[branch].isnan().all())
+    def with_looks_of(self, other: 'SampleMap') -> 'SampleMap':
+        """The same sample, also as other passes saw it."""
+        return SampleMap(self.layers, [*self.looks, *other.looks])
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -124,6 +122,7 @@ class MapRecorder:
     def __init__(self, model: nn.Module):
         self._host = find_host(model)
         self._looks: dict[int, list[Look]] = {}
+        self._layers: list[str] = []
         self._open = ExitStack()
 
     def __enter__(self) -> 'MapRecorder':
@@ -140,6 +139,8 @@ class MapRecorder:
         self._open.close()
 
     def _begin(self, host: nn.Module, args: tuple, kwargs: dict) -> None:
+        if not self._record.here:  # another thread uses the model
+            return
         inputs = kwargs.get('inputs', args[0] if args else None)
         samples = kwargs.get('data_samples', args[1] if len(args) > 1 else None)
         self._tracker.begin(inputs, samples)
@@ -151,29 +152,23 @@ class MapRecorder:
             return
         batch, _, *frames, height, width = args[0].shape
         grid = backbone.grid(height, width)
-        dispatches = self._record.flat()
+        decided = dict(zip(self._record.names, self._record.flat(), strict=True))
         self._record.clear()
-        if not dispatches:
+        decided = {name: dispatch for name, dispatch in decided.items() if dispatch.patch_mask.shape[1]}
+        labels = branch_labels(self._record.names)
+        self._layers = [labels[name] for name in decided]
+        if not decided:
             return
-        shape = (len(dispatches), batch, frames[0] if frames else 1, *grid)
-        masks = torch.stack([_laid_out(d.patch_mask, shape, 0.0) for d in dispatches]).view(shape)
-        logits = None
-        if all(d.logits is not None for d in dispatches):
-            logits = torch.stack([_laid_out(d.logits.float(), shape, torch.nan) for d in dispatches]).view(shape)
+        shape = (len(decided), batch, frames[0] if frames else 1, *grid)
+        masks = torch.stack([dispatch.patch_mask for dispatch in decided.values()]).view(shape).cpu()
+        logits = [dispatch.logits for dispatch in decided.values()]
+        told = all(of_branch is not None for of_branch in logits)
+        logits = torch.stack([of_branch.float() for of_branch in logits]).view(shape).cpu() if told else None
         for row, seen in enumerate(self._tracker.rows(batch)):
-            look = Look(seen, masks[:, row].cpu(), None if logits is None else logits[:, row].cpu())
+            look = Look(seen, masks[:, row], None if logits is None else logits[:, row])
             self._looks.setdefault(seen.sample, []).append(look)
 
     def take(self) -> list[SampleMap]:
         """Of the samples since the last call: those of one batch, with all their augmentations."""
         looks, self._looks = self._looks, {}
-        layers = list(branch_labels(self._record.names).values())
-        return [SampleMap(layers, looks[i]) for i in sorted(looks)]
-
-
-def _laid_out(values: Tensor, shape: tuple[int, ...], missing: float) -> Tensor:
-    """(B * T, M, 1) -> (B * T, M); a branch that saw no patch token has what stands for it."""
-    _, batch, frames, rows, columns = shape
-    if values.shape[1]:
-        return values.squeeze(-1)
-    return values.new_full((batch * frames, rows * columns), missing)
+        return [SampleMap(self._layers, looks[i]) for i in sorted(looks)]

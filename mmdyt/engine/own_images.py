@@ -41,9 +41,10 @@ def place_in_dataset(loader: DataLoader | None) -> Callable[[int], int]:
 def name_in_dataset(loader: DataLoader | None) -> Callable[[int], str]:
     """The file of the sample at a place of the data set, or the place where none is known."""
     dataset = getattr(loader, 'dataset', None)
+    shuffled = getattr(getattr(getattr(loader, 'batch_sampler', None), 'sampler', None), 'shuffle', False)
 
     def name(place: int) -> str:
-        known = hasattr(dataset, 'get_data_info') and place < len(dataset)
+        known = hasattr(dataset, 'get_data_info') and place < len(dataset) and not shuffled
         return (file_of(dataset.get_data_info(place)) if known else None) or f'sample {place}'
 
     return name

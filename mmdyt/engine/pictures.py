@@ -25,7 +25,8 @@ def heat_map(share: np.ndarray) -> np.ndarray:
 
 
 def caption(text: str, width: int, height: int = 24) -> np.ndarray:
-    """A white strip (height, width, 3) with black text."""
+    """A white strip (height, width, 3) with black text; OpenCV knows ASCII only, and crashes on some of the rest."""
+    text = text.encode('ascii', 'replace').decode()
     return cv2.putText(np.full((height, width, 3), 255, np.uint8), text, (0, height - 8), **FONT)
 
 

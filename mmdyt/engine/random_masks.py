@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import TestLoop, ValLoop
 from mmengine.runner.amp import autocast
 
-from mmdyt.core.observe import dynamic_branches, random_masks
+from mmdyt.core.observe import dynamic_branches, random_masks, unrecorded
 from mmdyt.engine.costs import LAYER_RATE
 from mmdyt.engine.flops import FLOPsHook
 from mmdyt.engine.host import branch_labels, find_host
@@ -54,7 +54,7 @@ class RandomMasksHook(Hook):
         again = Evaluator([metric for metric in loop.evaluator.metrics if not isinstance(metric, DumpResults)])
         again.dataset_meta = loop.evaluator.dataset_meta
         model = unwrapped(runner.model)
-        with seeded(), torch.no_grad(), random_masks(backbone, rates), autocast(enabled=loop.fp16):
+        with unrecorded(), seeded(), torch.no_grad(), random_masks(backbone, rates), autocast(enabled=loop.fp16):
             for batch in loop.dataloader:
                 again.process(data_samples=model.test_step(batch), data_batch=batch)
             found = again.evaluate(len(loop.dataloader.dataset))

@@ -52,10 +52,12 @@ class ViewTracker:
         height, width = inputs.shape[-2:]
         metas = [sample.metainfo for sample in samples] if samples else [{}] * len(inputs)
         if is_recognizer(self._host):
-            self._views = inputs.shape[1] if inputs.dim() == 6 else 1
+            by_frame = inputs.dim() == 5 and inputs.shape[2] == 3  # of a 2D recognizer, whose frames are its views
+            self._views = inputs.shape[1] if inputs.dim() == 6 or by_frame else 1
             self._contents, self._flips = len(metas) * [((height, width), (0, 0))], len(metas) * ['none']
             return
-        self._contents = [_content(meta, height, width) for meta in metas]
+        pads = getattr(self._host.data_preprocessor, 'pad_size_divisor', 1) > 1  # mmpretrain's, which tells nobody
+        self._contents = [_content(meta, height, width, pads) for meta in metas]
         self._flips = [(meta.get('flip_direction') or 'horizontal') if meta.get('flip') else 'none' for meta in metas]
         test_cfg = getattr(self._host, 'test_cfg', None) or {}
         self._places = [(0, 0, height, width)]
@@ -99,7 +101,9 @@ class ViewTracker:
             )
 
 
-def _content(meta: dict, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+def _content(meta: dict, height: int, width: int, pads: bool) -> tuple[tuple[int, int], tuple[int, int]]:
     """Height and width of an image without padding, and where in the batch it begins."""
+    if pads and meta.get('img_shape'):
+        return tuple(min(pair) for pair in zip(meta['img_shape'][:2], (height, width), strict=True)), (0, 0)
     left, right, top, bottom = meta.get('img_padding_size') or meta.get('padding_size') or (0, 0, 0, 0)
     return (height - top - bottom, width - left - right), (top, left)

@@ -60,7 +60,7 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
             metas = [dict(meta, img_shape=crops.shape[2:]) for meta in batch_img_metas for _ in some]
             found = self.encode_decode(crops, metas).unflatten(0, (len(inputs), -1))
             if first == 0:
-                scores = found.new_zeros(len(inputs), found.shape[2], *inputs.shape[2:])
+                scores = inputs.new_zeros(len(inputs), found.shape[2], *inputs.shape[2:])
             for i, place in enumerate(some):
                 scores[place] += found[:, i]
                 seen[place] += 1

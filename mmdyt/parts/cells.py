@@ -44,6 +44,8 @@ class CellDispatcher(TokenDispatcher):
 
     def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logits of cells (B / frames, cells, 1) of patch tokens ``x`` (B, M, C)."""
+        if not x.shape[1]:  # none is read any more
+            return super().score(x, state)
         rows, columns = self._grid(x.shape[1], state)
         logits = self._linear(x).view(-1, self.frames, rows, columns).mean(1, keepdim=True)
         # the padding of whole cells counts in no mean
@@ -53,6 +55,8 @@ class CellDispatcher(TokenDispatcher):
     def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
         """The decision about cells for each of their tokens."""
         prefix = dispatch.num_prefix_tokens
+        if tokens == prefix:
+            return dispatch
         (rows, columns), (height, width) = self._grid(tokens - prefix, state), self.cell
         device = dispatch.logits.device
         across = -(-columns // width)  # cells

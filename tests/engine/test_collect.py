@@ -1,5 +1,6 @@
 """What pictures are drawn from: maps, costs that add up, pictures, predictions and truths, in three tasks."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_samples_have_all_that_is_drawn(runner):
     assert len({sample.name for sample in samples}) == len(samples) > 1
     for sample in samples:
         assert sample.masks.shape[:2] == (len(sample.layers), len(sample.pictures))
-        assert sample.logits.shape == sample.masks.shape and sample.thresholds.tolist() == [0.0] * len(sample.layers)
+        assert sample.logits.shape == sample.masks.shape
         assert {picture.dtype for picture in sample.pictures} == {np.dtype(np.uint8)}
         assert sample.pictures[0].ndim == 3 and len({picture.shape for picture in sample.pictures}) == 1
         rows, columns = sample.masks.shape[2:]
@@ -75,7 +76,8 @@ def test_the_parts_of_the_cost_are_those_of_the_branches(runner):
 def test_pictures_are_those_of_the_files(runner):
     sample = collect(runner)[0]
     if runner.task == 'segmentation':
-        return  # noise
+        assert np.array_equal(sample.pictures[0], cv2.imread(sample.name))
+        return
     channel = sample.pictures[0].reshape(-1, 3).mean(0).argmax()  # blue first: the classes are told by their colour
     assert channel == (2 - sample.truth if runner.task == 'video' else sample.truth)  # whose clips are made red first
 
@@ -84,5 +86,5 @@ def test_without_dispatchers_there_is_nothing_to_draw(tiny_cls_config, tmp_path)
     cfg = Config.fromfile(tiny_cls_config)
     cfg.work_dir, cfg.custom_hooks, cfg.model.backbone.dispatcher = str(tmp_path), [], None
     runner = preflight.build_runner(cfg)
-    with pytest.raises(ValueError, match='model must have dispatchers, got none: there is nothing to draw'):
+    with pytest.raises(ValueError, match='model must have dispatchers that see patch tokens, got none'):
         collect(runner)

@@ -12,6 +12,7 @@ from test_flops_clips import build as build_recognizer
 import mmdyt.models.classifier  # noqa: F401  registers
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.observe import decisions
+from mmdyt.engine.costs import CostCounter
 from mmdyt.engine.maps import MapRecorder
 
 PATCH = 16
@@ -141,7 +142,9 @@ def test_padding_is_not_in_the_map(segmentor, test_cfg, sides):
     assert whole.activation().shape[-2:] == tuple(-(-side // PATCH) for side in padded.shape[1:])
     rows = expected(image).squeeze(1)
     pairs = (rows[:, 1:] == rows[:, :-1]).sum() + (rows[:, :, 1:] == rows[:, :, :-1]).sum()
-    if test_cfg is not SLIDE:
+    if test_cfg is SLIDE:  # whose windows in padding alone have no neighbours
+        assert found.consistency()['neighbours'] == found.consistency()['neighbours']
+    else:
         assert found.consistency() == dict(neighbours=pytest.approx(pairs.item() / (4 * (2 * 4 + 3 * 3))))
 
 
@@ -186,3 +189,32 @@ def test_a_host_that_was_not_called_is_refused(segmentor):
     model = segmentor(dict(mode='whole'))
     with MapRecorder(model), pytest.raises(RuntimeError, match='model must run its backbone as mmpretrain, mmseg or'):
         model.backbone(torch.zeros(1, 3, 64, 64))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(('dispatch', 'keys'), [('mlp', 'active'), ('layer', 'all')])
+def test_branches_that_see_no_patch_are_left_out(dispatch, keys):
+    arch = dict(embed_dims=32, num_layers=3, num_heads=2, feedforward_channels=64)
+    vit = dict(type='mmdyt.DyTVisionTransformer', arch=arch, img_size=32, patch_size=8)
+    vit |= dict(dispatch=dispatch, keys=keys, skip_unread=True)
+    head = dict(type='VisionTransformerClsHead', num_classes=5, in_channels=32)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = build(dict(type='mmdyt.DyTImageClassifier', backbone=vit, head=head))
+    with CostCounter(model) as counter, MapRecorder(model) as recorder:
+        model(torch.randn(2, 3, 32, 32), mode='tensor')
+        counter.add_images(2)
+        maps = recorder.take()
+    for found, line in zip(maps, counter.costs().lines(), strict=True):
+        rates = dict(zip(found.layers, found.activation().mean(dim=(1, 2, 3)).tolist(), strict=True))
+        assert rates == pytest.approx(line['rates']) and list(rates) == ['layer_0', 'layer_1']
+        assert found.logits() is not None
+
+
+@torch.no_grad()
+def test_broken_logits_break_their_own_cells_only(segmentor):
+    model, image = segmentor(dict(mode='whole')), picture(4, 6)
+    image[:, :16, :16] = torch.nan
+    with BrightTokens(model), MapRecorder(model) as recorder:
+        model(image[None], [sample(64, 96)], mode='predict')
+        (found,) = recorder.take()
+    assert found.logits().isnan().flatten(1).sum(1).tolist() == 4 * [1]

@@ -116,3 +116,8 @@ def test_a_sheet_of_what_no_layer_saw_can_be_drawn():
     one.masks[2] = one.masks[:, :, :2] = np.nan
     one.masks[2, 0, 3, 0] = 1
     assert sheet(one).dtype == np.uint8
+
+
+def test_any_name_of_a_file_can_be_written_on_a_sheet():
+    for name in ('a\udcff.jpg', 'b\n.jpg', 'ü雪.jpg'):
+        assert sheet(classified(name)).shape[2] == 3

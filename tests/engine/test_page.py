@@ -287,3 +287,19 @@ def test_a_page_of_nothing_opens(tmp_path):
     write_page([], tmp_path / 'page.html', 'Empty')
     seen = browse(tmp_path / 'page.html', "return [find('main').hidden, find('shown').textContent];")
     assert seen == [True, '0 of 0 images, with GMACs']
+
+
+@in_a_browser
+def test_samples_without_a_cost_are_told_apart_from_free_ones(tmp_path):
+    known, unknown = segmented('known.png'), segmented('unknown.png')
+    unknown.gmacs = unknown.gmacs_rest = float('nan')
+    write_page([unknown, known], tmp_path / 'page.html', 'costs')
+    script = """const texts = () => [...document.querySelectorAll('#images li')].map(item => item.textContent);
+        const dearest = texts();
+        const order = document.getElementById('order');
+        order.value = order.options[1].value;
+        order.onchange({target: order});
+        return [dearest, texts(), document.getElementById('costs').textContent];"""
+    dearest, cheapest, text = browse(tmp_path / 'page.html', script)
+    assert dearest == cheapest and dearest[0].startswith('known') and dearest[1].startswith('unknown')
+    assert text.startswith(f'GMACs of 1 images: {known.gmacs:.3f} to {known.gmacs:.3f}, mean {known.gmacs:.3f};')

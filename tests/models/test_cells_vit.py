@@ -61,6 +61,14 @@ def test_calibration_meets_its_rate_by_whole_cells(per_image):
     assert sum(d.patch_mask.mean().item() for d in dispatches) / len(dispatches) == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.parametrize(('dispatch', 'keys'), [('mlp', 'active'), ('attn_mlp', 'active'), ('layer', 'all')])
+def test_cells_work_where_nothing_reads_the_last_patches(dispatch, keys):
+    x = torch.randn(2, 3, 32, 32)
+    whole, less = (build(dispatch, keys, skip_unread=skip, out_type='cls_token') for skip in (False, True))
+    torch.testing.assert_close(run(less, x)[0], run(whole, x)[0], rtol=0, atol=1e-5)
+    less.train()(x)
+
+
 def test_prompts_and_clips_have_cells_of_patches_only():
     parts = [dict(type='mmdyt.Prompts', length=3)]
     model = build(parts=parts, frames=2)

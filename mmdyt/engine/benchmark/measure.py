@@ -149,7 +149,7 @@ class _Guard:
         if self.reason is None:
             try:
                 self.network(batch)
-            except RuntimeError as error:  # out of memory, at some batch, or what cannot be compiled
+            except (RuntimeError, ValueError) as error:  # out of memory, at some batch, or what an executor refuses
                 lines = str(error).strip().splitlines() or ['']
                 self.reason = f'{type(error).__name__}: {lines[0]}'
 

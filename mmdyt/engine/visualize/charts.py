@@ -51,8 +51,13 @@ def by_boundary_distance(samples: Sequence[SampleDispatch]):
 
 
 def costs(samples: Sequence[SampleDispatch]):
-    """Histogram of the GMACs of the samples; lines mark their mean and the mean of the plain ViT."""
-    gmacs = [sample.gmacs for sample in samples]
+    """Histogram of the GMACs of the samples; lines mark their mean and the mean of the plain ViT.
+
+    None where no sample has a cost, since their logits were no numbers.
+    """
+    gmacs = [sample.gmacs for sample in samples if np.isfinite(sample.gmacs)]
+    if not gmacs:
+        return None
     axes = _axes()
     axes.hist(gmacs, bins=min(30, max(5, len(gmacs) // 5)))
     for value, name, colour in (

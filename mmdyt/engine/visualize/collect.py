@@ -42,6 +42,7 @@ class Collector:
         self._host = find_host(model)
         self._recorder, self._counter = MapRecorder(model), CostCounter(model, name=name)
         self._about = dict(classes=tuple(classes or ()), palette=list(palette or ()))
+        self._known: dict[tuple, list[LayerCost]] = {}
         self._open = ExitStack()
 
     def __enter__(self) -> 'Collector':
@@ -66,7 +67,7 @@ class Collector:
         lines = self._counter.take().lines()
         maps = self._recorder.take()
         if not maps:
-            raise ValueError('model must have dispatchers, got none: there is nothing to draw.')
+            raise ValueError('model must have dispatchers that see patch tokens, got none: there is nothing to draw.')
         inputs, wanted = _of_samples(batch['inputs']), range(len(outputs)) if wanted is None else wanted
         return [self._sample(maps[i], lines[i], outputs[i], self._pictures(inputs[i])) for i in wanted]
 
@@ -75,61 +76,53 @@ class Collector:
         masks = found.activation().numpy()
         view = found.looks[0].seen.view
         extent = [n * side / whole for n, side, whole in zip(view.cells, view.patch, view.image, strict=True)]
-        costs = self._costs(found)
-        sample = SampleDispatch(
+        costs, rates = self._costs(found), [line['rates'].get(layer, np.nan) for layer in found.layers]
+        rates = masks.reshape(len(masks), -1).mean(1) if np.isnan(rates).any() else np.array(rates)
+        gmacs = np.nan if line['gmacs'] is None else line['gmacs']
+        decided = sum(np.interp(rate, *zip(*one.points, strict=True)) for one, rate in zip(costs, rates, strict=True))
+        return SampleDispatch(
             name=line['file'],
             layers=found.layers,
             masks=masks,
             pictures=pictures,
             extent=tuple(extent),
-            gmacs=line['gmacs'] if line['gmacs'] is not None else float('nan'),
+            gmacs=gmacs,
+            gmacs_rest=gmacs - float(decided) / GIGA,
+            run_rates=rates,
             gmacs_dense=line['gmacs_dense'],
             logits=None if logits is None else logits.numpy(),
-            thresholds=self._thresholds(),
             costs=costs,
             **_outcome(output, pictures[0].shape[:2]),
             **self._about,
         )
-        decided = zip(costs, sample.rates(), strict=True)
-        sample.gmacs_rest = sample.gmacs - sum(
-            float(np.interp(rate, *zip(*one.points, strict=True))) / GIGA for one, rate in decided
-        )
-        return sample
-
-    def _thresholds(self) -> np.ndarray | None:
-        """The threshold of each branch; None where one has a capacity, or none of these."""
-        dispatchers = [branch.dispatcher for branch in dynamic_branches(self._host.backbone).values()]
-        if any(not one.adjustable or one.capacity is not None for one in dispatchers):
-            return None
-        return np.array([one.threshold.item() for one in dispatchers])
 
     def _costs(self, found: SampleMap) -> list[LayerCost]:
         """Multiply-adds of each branch over all passes, as a function of its rate, the others alike."""
-        backbone = self._host.backbone
-        names = list(dynamic_branches(backbone))
-        labels = branch_labels(names)
         passes: dict[tuple[int, int], int] = {}
         for look in found.looks:
             _, frames, *grid = look.masks.shape
             size = tuple(cells * side for cells, side in zip(grid, look.seen.view.patch, strict=True))
             passes[size] = passes.get(size, 0) + frames
-        prefixes = dict(zip(names, self._prefixes(names), strict=True))
-        costs = []
-        for name in names:
-            points = dict.fromkeys(SHARES, 0.0)
+        key = tuple(passes.items()), tuple(found.layers)
+        if key not in self._known:
+            self._known[key] = self._costs_of(passes, found.layers)
+        return self._known[key]
+
+    def _costs_of(self, passes: dict[tuple[int, int], int], layers: Sequence[str]) -> list[LayerCost]:
+        """As above, for a number of passes of each size, in pixels."""
+        backbone = self._host.backbone
+        names = {label: name for name, label in branch_labels(list(dynamic_branches(backbone))).items()}
+        prefixes, costs = backbone.prefixes(), []
+        for label in layers:
+            name, points = names[label], dict.fromkeys(SHARES, 0.0)
+            prefix = prefixes[int(name.split('.')[1])]
             for (height, width), number in passes.items():
                 patches = backbone.num_patches(height, width)
-                active = {share: {name: prefixes[name] + share * patches} for share in SHARES}
-                macs = {share: float(backbone.macs(height, width, counts)) for share, counts in active.items()}
-                for share in SHARES:
-                    points[share] += number * (macs[share] - macs[0.0])
-            costs.append(LayerCost(labels[name], tuple(points.items())))
+                macs = [float(backbone.macs(height, width, {name: prefix + share * patches})) for share in SHARES]
+                for share, cost in zip(SHARES, macs, strict=True):
+                    points[share] += number * (cost - macs[0])
+            costs.append(LayerCost(label, tuple(points.items())))
         return costs
-
-    def _prefixes(self, names: Sequence[str]) -> list[int]:
-        """Leading tokens in the layer of each branch."""
-        prefixes = self._host.backbone.prefixes()
-        return [prefixes[int(name.split('.')[1])] for name in names]
 
     def _pictures(self, inputs: Tensor) -> list[np.ndarray]:
         """Pictures, blue first, of an image (3, H, W) or of the frames of the first view of a clip (V, 3, T, H, W)."""
@@ -165,8 +158,9 @@ def _outcome(output: BaseDataElement, size: tuple[int, int]) -> dict:
         label = output.get(name)
         if isinstance(label, Tensor) and label.numel() == 1 and int(label) >= 0:
             found[word] = int(label)
-    if isinstance(output.get('pred_score'), Tensor):
-        found['scores'] = output.get('pred_score').float().cpu().numpy()
+    scores = output.get('pred_score')
+    if isinstance(scores, Tensor) and scores.numel() == scores.shape[-1]:  # of several views each may have its own
+        found['scores'] = scores.flatten().float().cpu().numpy()
     return found
 
 

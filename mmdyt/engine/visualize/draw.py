@@ -61,9 +61,14 @@ def numbers(samples: Sequence[SampleDispatch]) -> dict:
 
 
 def _of_sample(sample: SampleDispatch) -> dict:
-    rates = dict(zip(sample.layers, sample.rates().tolist(), strict=True))
-    costs = dict(gmacs=sample.gmacs, gmacs_dense=sample.gmacs_dense)
-    return dict(file=sample.name, **costs, activation_rate=sample.rate, rates=rates)
+    rates = {layer: _number(rate) for layer, rate in zip(sample.layers, sample.rates(), strict=True)}
+    costs = dict(gmacs=_number(sample.gmacs), gmacs_dense=sample.gmacs_dense)
+    return dict(file=sample.name, **costs, activation_rate=_number(sample.rate), rates=rates)
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON knows it; it knows no NaN."""
+    return float(value) if np.isfinite(value) else None
 
 
 def file_stem(name: str) -> str:

@@ -50,8 +50,8 @@ class DispatchVisualizationHook(Hook):
         """Gather the samples that are due."""
         if not is_main_process():
             return
-        due = [i for i in range(len(outputs)) if (self._seen + i) % self._every == 0]
-        self._samples += self._collector.take(data_batch, outputs, due[: self._number - len(self._samples)])
+        due = [i for i in range(len(outputs)) if self._seen + i in self._due]
+        self._samples += self._collector.take(data_batch, outputs, due)
         self._seen += len(outputs)
 
     def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
@@ -74,8 +74,8 @@ class DispatchVisualizationHook(Hook):
         self._open.close()  # a former evaluation may have been cut short
         self._samples, self._seen = [], 0
         place, name = place_in_dataset(loader), name_in_dataset(loader)
-        own = len(getattr(loader, 'sampler', loader.dataset))
-        self._every = max(1, own // self._number)
+        own = len(getattr(getattr(loader, 'batch_sampler', None), 'sampler', loader.dataset))
+        self._due = {i * own // self._number for i in range(self._number)}
         if is_main_process():
             about = loader.dataset.metainfo
             collector = Collector(runner.model, about.get('classes'), about.get('palette'), lambda i: name(place(i)))
@@ -86,8 +86,9 @@ class DispatchVisualizationHook(Hook):
         if not (is_main_process() and self._samples):
             return
         folder = Path(runner.log_dir, f'dispatch_{mode}')
-        page = draw(self._samples, folder, f'{runner.cfg.get("filename") or runner.experiment_name}, {mode}')
-        for sample in self._samples:
-            runner.visualizer.add_image(f'dispatch_{file_stem(sample.name)}', rgb_sheet(sample), step=runner.iter)
+        page = draw(self._samples, folder, f'{runner.cfg.filename or runner.experiment_name}, {mode}')
+        for i, sample in enumerate(self._samples):
+            name = f'dispatch_{mode}_{i:04d}_{file_stem(sample.name)}'
+            runner.visualizer.add_image(name, rgb_sheet(sample), step=runner.iter)
         self._samples = []
         runner.logger.info(f'Which tokens ran where: {page}.')

@@ -1,5 +1,6 @@
 const find = id => document.getElementById(id);
 const data = JSON.parse(find('data').textContent);
+for (const image of data.images) for (const key of ['gmacs', 'dense', 'rest']) image[key] ??= NaN; // what is not known
 const colours = bytes(data.colours); // 256 x red, green, blue
 const state = {image: 0, layer: 0, frame: 0, opacity: 0.55, rate: null, show: 'tokens'}; // rate: null is as it ran
 const pictures = new Map();
@@ -147,7 +148,8 @@ function showImage(image) {
 
 // ---- the list and the distribution
 
-const ordered = () => [...data.images.keys()].sort((a, b) => order * (data.images[a].gmacs - data.images[b].gmacs))
+const compare = (a, b) => isNaN(a) || isNaN(b) ? isNaN(a) - isNaN(b) : order * (a - b); // what is not known comes last
+const ordered = () => [...data.images.keys()].sort((a, b) => compare(data.images[a].gmacs, data.images[b].gmacs))
   .filter(i => data.images[i].name.toLowerCase().includes(find('filter').value.toLowerCase()));
 
 function showList() {
@@ -176,11 +178,12 @@ function mark() {
 }
 
 function showDistribution() {
-  const costs = data.images.map(image => image.gmacs), dense = mean(data.images.map(image => image.dense)), bins = 30;
+  const places = [...data.images.keys()].filter(i => !isNaN(data.images[i].gmacs));
+  const costs = places.map(i => data.images[i].gmacs), dense = mean(data.images.map(image => image.dense)), bins = 30;
   const low = Math.min(...costs, dense), width = (Math.max(...costs, dense) - low || 1) / bins;
   const filled = Array.from({length: bins}, () => []);
-  costs.forEach((cost, i) => filled[Math.min(bins - 1, Math.floor((cost - low) / width))].push(i));
-  const most = Math.max(...filled.map(own => own.length));
+  costs.forEach((cost, i) => filled[Math.min(bins - 1, Math.floor((cost - low) / width))].push(places[i]));
+  const most = Math.max(1, ...filled.map(own => own.length));
   const bars = filled.map(own => Object.assign(element('div', []), {own, title: `${own.length} images`}));
   bars.forEach(bar => { bar.style.height = `${100 * bar.own.length / most}%`; });
   const line = element('i', [], {title: 'dense'});

@@ -31,7 +31,8 @@ class SampleDispatch:
         layers: Names of the L branches, in network order: ``layer_0``, or ``layer_0_attn``, ``layer_0_mlp``.
         masks: (L, T, H', W'), share in [0, 1] of what was seen of a cell that was active; NaN where nothing was seen.
         logits: (L, T, H', W'), mean logits of the gates; NaN likewise. None where there are none.
-        thresholds: The logit above which a token of each branch runs, (L,); None where each image has its capacity.
+        run_rates: Activation rate of each branch in all passes, (L,); None is the mean of its map. A clip's map is that
+            of its first view.
         pictures: T pictures (H, W, 3), 8 bits, blue first, as OpenCV has them.
         extent: Height and width of the map, as fractions of those of the picture: above 1 where its last cells reach
             beyond, as those of a picture of 540 pixels in patches of 16 do.
@@ -54,7 +55,7 @@ class SampleDispatch:
     gmacs_dense: float
     extent: tuple[float, float] = (1.0, 1.0)
     logits: np.ndarray | None = None
-    thresholds: np.ndarray | None = None
+    run_rates: np.ndarray | None = None
     costs: Sequence[LayerCost] = ()
     gmacs_rest: float = 0.0
     classes: Sequence[str] = ()
@@ -64,7 +65,9 @@ class SampleDispatch:
     scores: np.ndarray | None = None
 
     def rates(self) -> np.ndarray:
-        """Activation rate of each branch, (L,): the mean of its map."""
+        """Activation rate of each branch, (L,)."""
+        if self.run_rates is not None:
+            return self.run_rates
         return np.nanmean(self.masks.reshape(len(self.layers), -1), axis=1)
 
     @property

@@ -22,7 +22,7 @@ from mmdyt import preflight
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.datasets.files import find_files
 from mmdyt.engine.host import find_host, is_recognizer
-from mmdyt.engine.own_images import name_in_dataset
+from mmdyt.engine.own_images import name_in_dataset, spread_places
 from mmdyt.engine.visualize.collect import Collector
 from mmdyt.engine.visualize.draw import draw, numbers
 from mmdyt.files import write_json
@@ -75,7 +75,7 @@ def loader_of(
     if not files:
         preflight.check_images(cfg, [LOADER])
         whole = Runner.build_dataloader(loader)
-        places = sorted({i * len(whole.dataset) // number for i in range(number)})
+        places = spread_places(len(whole.dataset), number)
         return DataLoader(whole.dataset, sampler=places, collate_fn=whole.collate_fn), places
     steps = [step for step in loader['dataset']['pipeline'] if 'LoadAnnotations' not in name_of(step['type'])]
     metainfo = {key: about[key] for key in ('classes', 'palette') if about.get(key) is not None}

@@ -155,7 +155,7 @@ def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
     if wanted == 'fixed' and dispatch.active is None:
         raise ValueError(
             "inference must be 'auto' or 'packed' unless every dispatcher has a capacity, got 'fixed'. Calibrate with "
-            'per_image=True (tools/calibrate.py --per-image).'
+            'per_image=True (tools/calibrate.py --per-image). Cells must divide the grid, else images differ.'
         )
     if wanted == 'auto':
         wanted = 'packed' if dispatch.active is None else 'fixed'

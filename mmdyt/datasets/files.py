@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmengine.dataset import BaseDataset
+from mmengine.utils import scandir
 
 from mmdyt.registry import DATASETS
 
@@ -34,7 +35,7 @@ class Files(BaseDataset):
 
 
 def find_files(paths: Sequence[str], video: bool = False) -> list[str]:
-    """The images or videos that some paths name: files, and folders with all that is in them, sorted.
+    """The images or videos that some paths name: files, and folders with all in them that is not hidden, sorted.
 
     Args:
         paths: Of files and folders.
@@ -47,7 +48,8 @@ def find_files(paths: Sequence[str], video: bool = False) -> list[str]:
     endings, kind, found = (VIDEOS, 'video', []) if video else (IMAGES, 'image', [])
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(str(file) for file in path.rglob('*') if file.suffix.lower() in endings and file.is_file())
+            names = scandir(path, endings, recursive=True, case_sensitive=False)
+            inside = sorted(str(path / name) for name in names)
             if not inside:
                 raise FileNotFoundError(f'{path} must hold a file that ends with {", ".join(endings)}, got none.')
             found += inside

@@ -6,21 +6,21 @@ from contextlib import ExitStack
 
 import torch
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
 from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmdyt.core.observe import dynamic_branches, unrecorded
 from mmdyt.core.options import check_switches
+from mmdyt.engine.evaluation import EvaluationHook
 from mmdyt.engine.host import find_host, is_recognizer
 from mmdyt.engine.maps import MapRecorder, SampleMap
-from mmdyt.engine.own_images import count_own
+from mmdyt.engine.own_images import OwnSamples
 from mmdyt.registry import HOOKS
 
 
 @HOOKS.register_module()
-class ConsistencyHook(Hook):
+class ConsistencyHook(EvaluationHook):
     """Add to the metrics of validation and test which share of decisions agrees where one would like them to.
 
     Adds, where there is such a thing, means over the images or clips: ``consistency/neighbours`` (pairs of tokens
@@ -48,11 +48,15 @@ class ConsistencyHook(Hook):
         if not dynamic_branches(runner.model):
             raise ValueError('model must have dispatchers for mmdyt.ConsistencyHook, got none.')
 
-    def before_val_epoch(self, runner) -> None:
+    def begin(self, runner, mode: str) -> None:
         """Start to look."""
-        self._start(runner, 'val')
+        self._open.close()  # a former evaluation may have been cut short
+        self._own = OwnSamples(getattr(runner, f'{mode}_dataloader', None))
+        self._loop = getattr(runner, f'{mode}_loop', None)
+        self._found: list[dict[str, float]] = []
+        self._recorder = self._open.enter_context(MapRecorder(runner.model))
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def see(self, runner, batch_idx: int, data_batch, outputs) -> None:
         """Compare what was decided in the batch."""
         maps = self._recorder.take()
         augmented = isinstance(data_batch['inputs'][0], list | tuple)  # whose flips are compared as they are
@@ -60,43 +64,16 @@ class ConsistencyHook(Hook):
             with unrecorded(), autocast(enabled=getattr(self._loop, 'fp16', False)):  # so that nobody counts these
                 flipped = flipped_maps(runner.model, data_batch)
             maps = [found.with_looks_of(other) for found, other in zip(maps, flipped, strict=True)]
-        own = int(min(len(maps), self._left))
-        self._left -= own
-        self._found += [found.consistency() for found in maps[:own]]
+        self._found += [found.consistency() for found in maps[: self._own.of(len(maps))]]
 
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        """Into the log, the message hub and the metrics."""
-        self._report(runner, metrics, 'val')
-
-    def before_test_epoch(self, runner) -> None:
-        """As for validation."""
-        self._start(runner, 'test')
-
-    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As for validation."""
-        self.after_val_iter(runner, batch_idx, data_batch, outputs)
-
-    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
-        """As for validation."""
-        self._report(runner, metrics, 'test')
-
-    def _start(self, runner, mode: str) -> None:
-        self._open.close()  # a former evaluation may have been cut short
-        self._left = count_own(getattr(runner, f'{mode}_dataloader', None))
-        self._loop = getattr(runner, f'{mode}_loop', None)
-        self._found: list[dict[str, float]] = []
-        self._recorder = self._open.enter_context(MapRecorder(runner.model))
-
-    def _report(self, runner, metrics: dict | None, mode: str) -> None:
+    def finish(self, runner, metrics: dict | None, mode: str) -> None:
+        """Into the log and the metrics."""
         self._open.close()
         found = [one for part in all_gather_object(self._found) for one in part]
         report = {f'consistency/{name}': mean for name, mean in means(found).items()}
         shares = ', '.join(f'{name.split("/")[1]} {value:.3f}' for name, value in report.items())
         runner.logger.info(f'Decisions that agree: {shares}.')
-        for name, value in report.items():
-            runner.message_hub.update_scalar(f'{mode}/{name}', value)
-        if metrics is not None:
-            metrics.update(report)
+        self.publish(runner, report, metrics, mode)
 
 
 def means(found: Sequence[dict[str, float]]) -> dict[str, float]:

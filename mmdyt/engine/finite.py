@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import CheckpointHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop
@@ -17,6 +17,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmdyt.core.finite import named_tensors, not_finite, open_buffers
+from mmdyt.engine.evaluation import EvaluationHook
 from mmdyt.files import NOT_WRITABLE, BadFileError
 from mmdyt.registry import HOOKS
 
@@ -34,7 +35,7 @@ class UnfinishedError(RuntimeError):
 
 
 @HOOKS.register_module()
-class FiniteHook(Hook):
+class FiniteHook(EvaluationHook):
     """Stop training in the iteration whose loss is not finite, and name the last good checkpoint.
 
     Weights and the optimizer's state are looked at before each checkpoint and each validation: what is not finite is
@@ -91,33 +92,21 @@ class FiniteHook(Hook):
         weights = not_finite(checkpoint['state_dict'].items(), open_buffers(_unwrapped(runner.model)))
         self._refuse(runner, weights + not_finite(named_tensors(checkpoint.get('optimizer'), 'optimizer')))
 
-    def before_val_epoch(self, runner) -> None:
+    def begin(self, runner, mode: str) -> None:
         """Forget an earlier evaluation."""
         self._nan = []
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def see(self, runner, batch_idx: int, data_batch, outputs) -> None:
         """Remember the samples whose prediction is NaN."""
         for i, sample in enumerate(outputs or ()):
             if any(tensor.isnan().any() for tensor in _predictions(sample)):
                 self._nan.append(sample_name(sample, batch_idx, i))
 
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+    def finish(self, runner, metrics: dict | None, mode: str) -> None:
         """Name them in the log."""
         self._nan = list(dict.fromkeys(chain(*all_gather_object(self._nan))))  # samplers repeat some
         if self._nan:
             runner.logger.warning(f'Predictions are NaN for {listed(self._nan)}. The metrics above count them.')
-
-    def before_test_epoch(self, runner) -> None:
-        """As for validation."""
-        self.before_val_epoch(runner)
-
-    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As for validation."""
-        self.after_val_iter(runner, batch_idx, data_batch, outputs)
-
-    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
-        """As for validation."""
-        self.after_val_epoch(runner, metrics)
 
     def after_run(self, runner) -> None:
         """End with an error where the last evaluation has such predictions."""

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 
 from mmdyt.core.observe import DispatchRecord, record_dispatch
 from mmdyt.core.options import check_switches, is_integer
 from mmdyt.engine.costs import LAYER_RATE, CostCounter, Costs
+from mmdyt.engine.evaluation import EvaluationHook
 from mmdyt.engine.finite import listed
 from mmdyt.engine.host import branch_labels, find_host
-from mmdyt.engine.own_images import count_own, name_in_dataset, place_in_dataset
+from mmdyt.engine.own_images import OwnSamples, name_in_dataset, place_in_dataset
 from mmdyt.files import write_text
 from mmdyt.registry import HOOKS
 
@@ -22,7 +22,7 @@ SPREAD = ('gmacs_min', 'gmacs_p5', 'gmacs_median', 'gmacs_p95', 'gmacs_max')  # 
 
 
 @HOOKS.register_module()
-class FLOPsHook(Hook):
+class FLOPsHook(EvaluationHook):
     """Report activation rates and GMACs of every image at validation and test, and rates while a model is trained.
 
     Counted by :class:`~mmdyt.engine.costs.CostCounter`. Sliding windows and test-time views are summed: an image costs
@@ -84,45 +84,20 @@ class FLOPsHook(Hook):
         if rates:
             runner.visualizer.add_scalars({name: rate.item() for name, rate in rates.items()}, step=runner.iter + 1)
 
-    def before_val_epoch(self, runner) -> None:
-        """Start to count."""
-        self._start(runner, 'val')
-
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """Count the images of the batch."""
-        own = int(min(len(outputs), self._left))
-        self._left -= own
-        self._counter.add_samples(outputs, own)
-
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
-        """Log, write, and add to the metrics."""
-        self._report(runner, metrics, 'val')
-
-    def before_test_epoch(self, runner) -> None:
-        """As for validation."""
-        self._start(runner, 'test')
-
-    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As for validation."""
-        self.after_val_iter(runner, batch_idx, data_batch, outputs)
-
-    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
-        """As for validation; the back ends hear of it here, since mmengine sends them no test."""
-        report = self._report(runner, metrics, 'test')
-        if visualizer := getattr(runner, 'visualizer', None):
-            visualizer.add_scalars({f'test/{name}': value for name, value in report.items()}, step=runner.iter)
-
-    def _start(self, runner, mode: str) -> None:
+    def begin(self, runner, mode: str) -> None:
         """Count from here on, and as many images as are this rank's own."""
         self._open.close()  # a former evaluation may have been cut short
         loader = getattr(runner, f'{mode}_dataloader', None)
-        self._left = count_own(loader)
-        self._counter = self._open.enter_context(
-            CostCounter(runner.model, place_in_dataset(loader), name_in_dataset(loader))
-        )
+        self._own = OwnSamples(loader)
+        counter = CostCounter(runner.model, place_in_dataset(loader), name_in_dataset(loader))
+        self._counter = self._open.enter_context(counter)
 
-    def _report(self, runner, metrics: dict | None, mode: str) -> dict[str, float]:
-        """Into the log, the message hub and the metrics, and image by image into a file."""
+    def see(self, runner, batch_idx: int, data_batch, outputs) -> None:
+        """Count the images of the batch."""
+        self._counter.add_samples(outputs, self._own.of(len(outputs)))
+
+    def finish(self, runner, metrics: dict | None, mode: str) -> None:
+        """Into the log and the metrics, and image by image into a file."""
         self._open.close()
         costs = self._counter.costs()
         report, (samples, layers) = costs.report(), costs.broken()
@@ -138,13 +113,11 @@ class FLOPsHook(Hook):
             if report['gmacs_min'] < report['gmacs_max']:
                 spread = ', '.join(f'{name.split("_")[1]} {report[name]:.3f}' for name in SPREAD)
                 runner.logger.info(f'GMACs of single samples: {spread}.')
-        for name, value in report.items():
-            runner.message_hub.update_scalar(f'{mode}/{name}', value)
-        if metrics is not None:
-            metrics.update(report)
+        self.publish(runner, report, metrics, mode)
+        if mode == 'test' and (visualizer := getattr(runner, 'visualizer', None)):  # mmengine sends them no test
+            visualizer.add_scalars({f'test/{name}': value for name, value in report.items()}, step=runner.iter)
         if self._lines and is_main_process():
             self._write(runner, costs, mode)
-        return report
 
     def _write(self, runner, costs: Costs, mode: str) -> None:
         """One line of strict JSON for each sample, in the order of the data set."""

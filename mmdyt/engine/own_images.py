@@ -5,9 +5,14 @@ from collections.abc import Callable
 
 from mmengine.dataset import DefaultSampler
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from mmdyt.engine.finite import file_of
+
+
+def sampler_of(loader: DataLoader | None) -> Sampler | None:
+    """What deals the samples of a loader out; None where nothing does."""
+    return getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
 
 
 def count_own(loader: DataLoader | None) -> float:
@@ -19,7 +24,7 @@ def count_own(loader: DataLoader | None) -> float:
     Returns:
         Infinity where nothing is repeated.
     """
-    sampler = getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+    sampler = sampler_of(loader)
     if not (isinstance(sampler, DefaultSampler) and sampler.round_up):
         return math.inf
     samples, rank, ranks = len(sampler.dataset), sampler.rank, sampler.world_size
@@ -28,9 +33,26 @@ def count_own(loader: DataLoader | None) -> float:
     return math.ceil((samples - rank) / ranks)
 
 
+class OwnSamples:
+    """Tells batch by batch which of their samples are this rank's own.
+
+    Args:
+        loader: As of :func:`count_own`.
+    """
+
+    def __init__(self, loader: DataLoader | None):
+        self._left = count_own(loader)
+
+    def of(self, number: int) -> int:
+        """How many of the next ``number`` samples are, the first ones."""
+        own = int(min(number, self._left))
+        self._left -= own
+        return own
+
+
 def place_in_dataset(loader: DataLoader | None) -> Callable[[int], int]:
     """Where in the data set the i-th sample of this rank stands; without a sampler that tells, i itself."""
-    sampler = getattr(getattr(loader, 'batch_sampler', None), 'sampler', None)
+    sampler = sampler_of(loader)
     if not isinstance(sampler, DefaultSampler):
         return int
     if getattr(sampler, 'subsample_type', None) == 'sequential':
@@ -41,13 +63,18 @@ def place_in_dataset(loader: DataLoader | None) -> Callable[[int], int]:
 def name_in_dataset(loader: DataLoader | None) -> Callable[[int], str]:
     """The file of the sample at a place of the data set, or the place where none is known."""
     dataset = getattr(loader, 'dataset', None)
-    shuffled = getattr(getattr(getattr(loader, 'batch_sampler', None), 'sampler', None), 'shuffle', False)
+    shuffled = getattr(sampler_of(loader), 'shuffle', False)
 
     def name(place: int) -> str:
         known = hasattr(dataset, 'get_data_info') and place < len(dataset) and not shuffled
         return (file_of(dataset.get_data_info(place)) if known else None) or f'sample {place}'
 
     return name
+
+
+def spread_places(samples: int, number: int) -> list[int]:
+    """Places of at most ``number`` of some samples, at equal distances."""
+    return sorted({i * samples // number for i in range(number)})
 
 
 def of_each(counts: Tensor, number: int) -> Tensor:

@@ -12,13 +12,12 @@ import mmdyt.models.segmentor  # noqa: F401  registers
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.part import parts
-from mmdyt.engine.benchmark.break_even import RATES, active_share, break_even, count_break_even_rounds, crossing
 from mmdyt.engine.benchmark.images import Images, generated_images, pool_size
 from mmdyt.engine.benchmark.measure import COLUMNS, count, count_rounds, measure, placed, ratio, take_rounds, turns
 from mmdyt.engine.benchmark.memory import peak_memory
 from mmdyt.engine.benchmark.report import machine, table
 from mmdyt.engine.benchmark.request import BenchmarkRequest
-from mmdyt.engine.benchmark.variants import Network, build_variants, with_rate
+from mmdyt.engine.benchmark.variants import Network, build_variants
 
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 ADAPTER = dict(type='mmdyt.Adapter', bottleneck=2)
@@ -291,76 +290,6 @@ def test_peak_memory_is_that_of_the_tensors():
     x = torch.zeros(2048, 1024)
     with torch.no_grad():  # weights 4 MB, and three tensors of 8 MB: the input, the product, its positive part
         assert peak_memory(network, x) == pytest.approx(4 + 3 * 8, abs=0.1)
-
-
-@pytest.mark.parametrize(
-    ('shares', 'ratios', 'found'),
-    [
-        ((0.5, 1.0), (0.8, 0.9), 1.0),
-        ((0.5, 1.0), (0.8, 1.2), 0.75),
-        ((0.5, 0.7, 0.9), (1.1, 0.9, 1.2), 0.5),
-        ((0.5, 0.7, 0.9, 1.0), (0.8, 1.0, 0.9, 1.2), 0.7),
-    ],
-)
-def test_the_break_even_is_where_the_ratio_first_reaches_1(shares, ratios, found):
-    assert crossing(shares, ratios) == pytest.approx(found)
-
-
-def test_break_even_is_measured_for_each_setting():
-    told = []
-    request = BenchmarkRequest(batch=(1, 2), rounds=1)
-    found = break_even(builder(), request, images_of('classification'), False, lambda: told.append(1))
-    assert len(told) == count_break_even_rounds(request)
-    assert [one['batch'] for one in found['settings']] == [1, 2]
-    assert found['break_even'] == min(one['break_even'] for one in found['settings'])
-    for one in found['settings']:
-        assert 0 < one['break_even'] <= 1 and len(one['time_ratios']) == len(RATES)
-        assert one['shares'] == pytest.approx([(1 + round(16 * rate)) / 17 for rate in RATES])
-    assert builder(break_even=found['break_even'])().backbone.layers[0].dynamic.mlp.break_even == found['break_even']
-
-
-def test_shares_of_active_tokens_count_the_prefix():
-    network = with_rate(Network(builder()()), 0.5, 'capacity', torch.empty(0), trained=False)
-    assert active_share(network, images_of('classification').pool[:2]) == pytest.approx(9 / 17)
-
-
-@pytest.mark.parametrize(
-    ('asked', 'expected'),
-    [
-        (dict(batch=(0,)), 'batch must be at least 1, got 0.'),
-        (dict(batch=(1, 1)), 'batch must hold different values, got [1, 1].'),
-        (dict(rounds=0), 'rounds must be at least 1, got 0.'),
-        (dict(threads=0), 'threads must be at least 1, got 0.'),
-        (dict(seed=-1), 'seed must be at least 0, got -1.'),
-        (dict(shape=(0, 32)), 'shape must hold two positive sizes in pixels, got [0, 32].'),
-        (dict(rate=(50,)), 'rate must lie in (0, 1], got 50. Rates are fractions, not percent.'),
-        (dict(rule='both'), "rule must be one of ['capacity', 'threshold'], got 'both'."),
-        (dict(dtype=('int8',)), "dtype must be one of ['fp32', 'bf16', 'fp16'], got 'int8'."),
-        (dict(device=('tpu',)), "device must be one of ['cpu', 'cuda'], got 'tpu'."),
-        (dict(inference=('dense',)), "inference must be one of ['auto', 'packed', 'fixed', 'masked'], got 'dense'."),
-        (dict(dispatch=('all',)), "dispatch must be one of ['mlp', 'attn', 'attn_mlp', 'layer'], got 'all'."),
-        (dict(dispatch=('mlp',), keys=('all',)), "keys must be 'active' with dispatch='mlp'"),
-        (dict(inference=('fixed',), rate=(0.5,), rule='threshold'), "inference must not be 'fixed' with rule="),
-        (dict(part='head'), "part must be one of ['model', 'backbone'], got 'head'."),
-    ],
-)
-def test_requests_are_refused(asked, expected):
-    with pytest.raises(ValueError) as info:
-        BenchmarkRequest(**asked)
-    assert str(info.value).startswith(expected)
-
-
-def test_missing_devices_and_operators_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ValueError, match="device must be 'cpu' where torch finds no CUDA device, got 'cuda'"):
-        BenchmarkRequest(device=('cuda',))
-
-    def conv2d(*args, **kwargs):
-        raise RuntimeError('"slow_conv2d_cpu" not implemented for \'Half\'')
-
-    monkeypatch.setattr('mmdyt.engine.benchmark.request.F.conv2d', conv2d)
-    with pytest.raises(ValueError, match='dtype must be one that cpu computes in, got .fp16.: "slow_conv2d_cpu" not'):
-        BenchmarkRequest(dtype=('fp16',))
 
 
 def test_the_table_has_a_line_for_each_row():

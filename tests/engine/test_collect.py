@@ -10,7 +10,7 @@ from mmengine.runner import Runner, set_random_seed
 from mmdyt import preflight
 from mmdyt.core.fit.calibrate import token_dispatchers
 from mmdyt.engine.own_images import name_in_dataset
-from mmdyt.engine.visualize.collect import Collector
+from mmdyt.engine.visualize.collect import Collector, _outcome
 from mmdyt.engine.visualize.sample import SampleDispatch
 
 
@@ -88,3 +88,13 @@ def test_without_dispatchers_there_is_nothing_to_draw(tiny_cls_config, tmp_path)
     runner = preflight.build_runner(cfg)
     with pytest.raises(ValueError, match='model must have dispatchers that see patch tokens, got none'):
         collect(runner)
+
+
+@pytest.mark.parametrize(('shape', 'kept'), [((3,), True), ((1, 3), True), ((2, 3), False)])
+def test_scores_are_those_of_the_clip(shape, kept):
+    from mmaction.structures import ActionDataSample
+
+    output = ActionDataSample()
+    output.set_field(torch.rand(shape), 'pred_score')
+    found = _outcome(output, (8, 8))
+    assert ('scores' in found) == kept and (not kept or found['scores'].shape == (3,))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmengine.runner import set_random_seed
 from test_flops import build
 from test_maps import SLIDE, BrightTokens, expected, picture, sample
@@ -66,6 +67,29 @@ def test_its_own_passes_cost_nothing(request, tmp_path, config):
     new = {name.removeprefix('consistency/') for name in both.keys() - alone.keys()}
     assert new == ({'neighbours', 'time'} if 'video' in config else {'neighbours', 'flip'})
     assert all(0 < both[f'consistency/{name}'] < 1 for name in new)
+
+
+def test_augmented_tests_compare_the_flips_that_they_have(tiny_model_cfg):
+    model = build(tiny_model_cfg)
+    tta = MODELS.build(dict(type='SegTTAModel', module=model)).eval()
+    image = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
+    samples = [sample(64, 96, flip=flip, flip_direction='horizontal') for flip in (False, True)]
+    batch = dict(inputs=[[image], [image.flip(-1)]], data_samples=[[one] for one in samples])
+    hook, runner, metrics = ConsistencyHook(flip=True), stand_in(tta), {}
+    hook.before_test_epoch(runner)
+    with torch.no_grad():
+        hook.after_test_iter(runner, 0, batch, tta.test_step(batch))
+    hook.after_test_epoch(runner, metrics)
+    assert 0 < metrics['consistency/flip'] <= 1
+
+
+def test_a_test_that_is_repeated_at_random_leaves_nothing_behind(tiny_config, tmp_path):
+    cfg = Config.fromfile(tiny_config)
+    cfg.work_dir, cfg.custom_hooks = str(tmp_path), [HOOKS[0], dict(type='mmdyt.RandomMasksHook'), HOOKS[1]]
+    runner = preflight.build_runner(cfg)
+    found = runner.test()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, ConsistencyHook))
+    assert hook._recorder.take() == [] and 'consistency/flip' in found
 
 
 def test_means_are_over_the_samples_that_have_a_figure():

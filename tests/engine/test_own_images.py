@@ -18,7 +18,7 @@ from mmdyt.core.fit.calibrate import threshold_for
 from mmdyt.engine import costs
 from mmdyt.engine.evidence import of_all_ranks
 from mmdyt.engine.flops import FLOPsHook
-from mmdyt.engine.own_images import count_own, of_each, place_in_dataset
+from mmdyt.engine.own_images import count_own, name_in_dataset, of_each, place_in_dataset, spread_places
 
 SAMPLERS = {
     'default': lambda images: DefaultSampler(images, shuffle=False),
@@ -62,6 +62,35 @@ def test_places_in_the_data_set_are_those_of_the_samples(monkeypatch, ranks, sam
             assert [place(i) for i in range(len(own))] == own
         assert len({place(i) for i in range(len(own))}) == len(own)
     assert place_in_dataset(None)(3) == 3
+
+
+class Files(list):
+    """A data set of files."""
+
+    def get_data_info(self, i):
+        return dict(filename=self[i])
+
+
+@pytest.mark.parametrize('sampler', SAMPLERS)
+def test_samples_are_named_by_their_files_unless_they_are_shuffled(monkeypatch, sampler):
+    files = Files(f'{i}.mp4' for i in range(5))
+    for rank in range(2):
+        loader = make_loader(monkeypatch, files, rank, 2, sampler=sampler)
+        place, name = place_in_dataset(loader), name_in_dataset(loader)
+        names = [name(place(i)) for i in range(int(min(count_own(loader), len(loader))))]
+        if sampler == 'shuffled':
+            assert all(one.startswith('sample ') for one in names)
+        else:
+            assert names == [files[int(i)] for i in loader.sampler][: len(names)]
+    assert name_in_dataset(None)(3) == 'sample 3'
+
+
+@pytest.mark.parametrize(
+    ('samples', 'number', 'expected'),
+    [(63, 4, [0, 15, 31, 47]), (2, 4, [0, 1]), (5, 5, [0, 1, 2, 3, 4])],
+)
+def test_places_are_spread_over_all_samples(samples, number, expected):
+    assert spread_places(samples, number) == expected
 
 
 @pytest.mark.parametrize(('rows', 'expected'), [(3, [1, 2, 3]), (6, [3, 7, 11]), (4, [10 / 3] * 3)])

@@ -174,6 +174,20 @@ def test_several_windows_at_once_give_what_mmseg_gives_one_by_one(model, at_once
 
 
 @torch.no_grad()
+def test_scores_of_windows_are_added_in_the_precision_of_the_images(model):
+    model.eval()
+    slide = dict(mode='slide', crop_size=(64, 64), stride=(24, 24))
+    inputs, found = torch.randn(1, 3, 80, 112), []
+    encode_decode = model.encode_decode
+    model.encode_decode = lambda *args: encode_decode(*args).bfloat16()  # as under mixed precision
+    for at_once in (1, 4):
+        model.test_cfg = Config(slide | dict(windows_per_pass=at_once))
+        found.append(model.predict(inputs)[0].seg_logits.data)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-2 * found[0].abs().max().item())
+
+
+@torch.no_grad()
 def test_stock_tta_model_runs(model):
     tta = MODELS.build(dict(type='SegTTAModel', module=model)).eval()
     image = torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8)

@@ -76,6 +76,15 @@ def test_files_and_folders(run_tool, tiny_config, checkpoint, tmp_path):
     assert samples[1] == samples[3]
 
 
+@pytest.mark.parametrize(('name', 'kind'), [('tiny_cls_config', 'test*.png'), ('tiny_video_config', 'videos/val*.mp4')])
+def test_files_of_the_other_tasks(run_tool, request, checkpoint, tmp_path, name, kind):
+    config = request.getfixturevalue(name)
+    files = sorted(Path(config).parent.glob(kind))[:2]
+    run_tool('visualize_dispatch', config, checkpoint(config), *files, '--out', tmp_path / 'out', '--device', 'cpu')
+    samples = json.loads((tmp_path / 'out' / 'numbers.json').read_text())['samples']
+    assert [sample['file'] for sample in samples] == [str(file) for file in files]
+
+
 @pytest.mark.parametrize(
     ('args', 'expected'),
     [

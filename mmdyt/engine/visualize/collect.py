@@ -10,13 +10,12 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor
 
 from mmdyt.core.observe import dynamic_branches
-from mmdyt.engine.costs import CostCounter
+from mmdyt.engine.costs import GIGA, CostCounter
 from mmdyt.engine.host import branch_labels, find_host, is_recognizer
 from mmdyt.engine.maps import MapRecorder, SampleMap
 from mmdyt.engine.visualize.sample import LayerCost, SampleDispatch
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-GIGA = 1e9
 
 
 class Collector:

@@ -10,7 +10,7 @@ import numpy as np
 from mmdyt.engine.pictures import write_picture
 from mmdyt.engine.visualize import charts, where
 from mmdyt.engine.visualize.overlays import sheet
-from mmdyt.engine.visualize.page import write_page
+from mmdyt.engine.visualize.page import json_number, write_page
 from mmdyt.engine.visualize.sample import SampleDispatch
 
 CHARTS = dict(
@@ -61,14 +61,9 @@ def numbers(samples: Sequence[SampleDispatch]) -> dict:
 
 
 def _of_sample(sample: SampleDispatch) -> dict:
-    rates = {layer: _number(rate) for layer, rate in zip(sample.layers, sample.rates(), strict=True)}
-    costs = dict(gmacs=_number(sample.gmacs), gmacs_dense=sample.gmacs_dense)
-    return dict(file=sample.name, **costs, activation_rate=_number(sample.rate), rates=rates)
-
-
-def _number(value: float) -> float | None:
-    """A number as JSON knows it; it knows no NaN."""
-    return float(value) if np.isfinite(value) else None
+    rates = {layer: json_number(rate) for layer, rate in zip(sample.layers, sample.rates(), strict=True)}
+    costs = dict(gmacs=json_number(sample.gmacs), gmacs_dense=sample.gmacs_dense)
+    return dict(file=sample.name, **costs, activation_rate=json_number(sample.rate), rates=rates)
 
 
 def file_stem(name: str) -> str:

@@ -4,11 +4,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
 
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.options import is_integer
-from mmdyt.engine.own_images import name_in_dataset, place_in_dataset
+from mmdyt.engine.evaluation import EvaluationHook
+from mmdyt.engine.own_images import name_in_dataset, place_in_dataset, sampler_of, spread_places
 from mmdyt.engine.visualize.collect import Collector
 from mmdyt.engine.visualize.draw import draw, file_stem, rgb_sheet
 from mmdyt.engine.visualize.sample import SampleDispatch
@@ -16,7 +16,7 @@ from mmdyt.registry import HOOKS
 
 
 @HOOKS.register_module()
-class DispatchVisualizationHook(Hook):
+class DispatchVisualizationHook(EvaluationHook):
     """Draw which tokens ran where for some samples of each validation and test.
 
     Beside the log, in ``dispatch_val`` or ``dispatch_test``: a picture for each sample, charts over them, and
@@ -42,11 +42,19 @@ class DispatchVisualizationHook(Hook):
         if not dynamic_branches(runner.model):
             raise ValueError('model must have dispatchers for mmdyt.DispatchVisualizationHook, got none.')
 
-    def before_val_epoch(self, runner) -> None:
+    def begin(self, runner, mode: str) -> None:
         """Start to gather."""
-        self._start(runner, runner.val_dataloader)
+        self._open.close()  # a former evaluation may have been cut short
+        self._samples, self._seen = [], 0
+        loader = getattr(runner, f'{mode}_dataloader')
+        place, name = place_in_dataset(loader), name_in_dataset(loader)
+        self._due = spread_places(len(sampler_of(loader) or loader.dataset), self._number)
+        if is_main_process():
+            about = loader.dataset.metainfo
+            collector = Collector(runner.model, about.get('classes'), about.get('palette'), lambda i: name(place(i)))
+            self._collector = self._open.enter_context(collector)
 
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def see(self, runner, batch_idx: int, data_batch, outputs) -> None:
         """Gather the samples that are due."""
         if not is_main_process():
             return
@@ -54,34 +62,8 @@ class DispatchVisualizationHook(Hook):
         self._samples += self._collector.take(data_batch, outputs, due)
         self._seen += len(outputs)
 
-    def after_val_epoch(self, runner, metrics: dict | None = None) -> None:
+    def finish(self, runner, metrics: dict | None, mode: str) -> None:
         """Draw."""
-        self._draw(runner, 'val')
-
-    def before_test_epoch(self, runner) -> None:
-        """As for validation."""
-        self._start(runner, runner.test_dataloader)
-
-    def after_test_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
-        """As for validation."""
-        self.after_val_iter(runner, batch_idx, data_batch, outputs)
-
-    def after_test_epoch(self, runner, metrics: dict | None = None) -> None:
-        """As for validation."""
-        self._draw(runner, 'test')
-
-    def _start(self, runner, loader) -> None:
-        self._open.close()  # a former evaluation may have been cut short
-        self._samples, self._seen = [], 0
-        place, name = place_in_dataset(loader), name_in_dataset(loader)
-        own = len(getattr(getattr(loader, 'batch_sampler', None), 'sampler', loader.dataset))
-        self._due = {i * own // self._number for i in range(self._number)}
-        if is_main_process():
-            about = loader.dataset.metainfo
-            collector = Collector(runner.model, about.get('classes'), about.get('palette'), lambda i: name(place(i)))
-            self._collector = self._open.enter_context(collector)
-
-    def _draw(self, runner, mode: str) -> None:
         self._open.close()
         if not (is_main_process() and self._samples):
             return

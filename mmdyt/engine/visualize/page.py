@@ -38,16 +38,16 @@ def packed(sample: SampleDispatch) -> dict:
     """What the page's script reads of a sample; all as in the sample, but JSON."""
     return dict(
         name=sample.name,
-        gmacs=_number(sample.gmacs),
-        dense=_number(sample.gmacs_dense),
-        rest=_number(sample.gmacs_rest),
-        rates=[_number(rate) for rate in sample.rates()],
+        gmacs=json_number(sample.gmacs),
+        dense=json_number(sample.gmacs_dense),
+        rest=json_number(sample.gmacs_rest),
+        rates=[json_number(rate) for rate in sample.rates()],
         layers=list(sample.layers),
         cells=list(sample.masks.shape[2:]),
         extent=list(sample.extent),
         masks=_base64(quantise(sample.masks, 0, 1, np.uint8)),
         logits=None if sample.logits is None else _logits(sample.logits),
-        costs=[[[_number(x), _number(y)] for x, y in cost.points] for cost in sample.costs],
+        costs=[[[json_number(x), json_number(y)] for x, y in cost.points] for cost in sample.costs],
         frames=[_uri(picture, cv2.INTER_AREA, *JPEG) for picture in sample.pictures],
         labels={name: _uri(labels, cv2.INTER_NEAREST, *PNG) for name, labels in painted(sample).items()},
         classes=_classes(sample),
@@ -98,7 +98,7 @@ def _base64(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def _number(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """A number as JSON knows it; it knows no NaN."""
     return float(value) if np.isfinite(value) else None
 

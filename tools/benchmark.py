@@ -61,6 +61,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--keys', nargs='+', default=[], help='active, all; not with a checkpoint')
     parser.add_argument('--part', default=TIMED[0], help=f'what is timed: {", ".join(TIMED)}')
     parser.add_argument('--compile', action='store_true', help='time each variant under torch.compile, too')
+    parser.add_argument('--cuda-graphs', action='store_true', help='time each variant as one CUDA graph, too')
     parser.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help='default: that of the test images')
     parser.add_argument('--rounds', type=int, default=20, help='timed passes of each variant')
     parser.add_argument('--threads', type=int, default=1, help='threads of torch on a CPU')
@@ -92,7 +93,9 @@ def check_request(args: argparse.Namespace) -> BenchmarkRequest:
     names = ('batch', 'device', 'dtype', 'rate', 'inference', 'dispatch', 'keys')
     words = {name: tuple(getattr(args, name)) for name in names}
     plain = {name: getattr(args, name) for name in ('rounds', 'threads', 'seed', 'shape', 'part')}
-    return BenchmarkRequest(**words, **plain, rule=args.rule or RULES[0], compiled=args.compile)
+    return BenchmarkRequest(
+        **words, **plain, rule=args.rule or RULES[0], compiled=args.compile, cuda_graphs=args.cuda_graphs
+    )
 
 
 def load(args: argparse.Namespace) -> tuple[Config, Build, str]:

@@ -149,10 +149,10 @@ class DynamicBranch(nn.Module):
         state = TokenState() if state is None else state
         out = x[:, : state.read]
         for delta in self.deltas('parallel'):
-            out = out + delta(x[:, : state.read], state)  # eq. (6): X + Adapter(X)
+            out = delta.add_update(out, x[:, : state.read], state)  # eq. (6): X + Adapter(X)
         out = self._run(x, out, branch, state)
         for delta in self.deltas('serial'):
-            out = out + delta(out, state)
+            out = delta.add_update(out, out, state)
         return out
 
     def _run(self, x: Tensor, out: Tensor, branch: Branch, state: TokenState) -> Tensor:

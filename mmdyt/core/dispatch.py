@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import kernels
+
 
 class Dispatch:
     """What a dispatcher decided for one batch of tokens; never changed after it was made.
@@ -66,12 +68,14 @@ class BestTokens(Dispatch):
         active: K, how many these are, prefix included.
         logits: As of :class:`Dispatch`.
         num_prefix_tokens: As of :class:`Dispatch`.
+        rows: The active ones among all B * N tokens, (B * K,), image by image; None leaves them to the order.
     """
 
-    def __init__(self, order: Tensor, active: int, logits: Tensor, num_prefix_tokens: int):
+    def __init__(self, order: Tensor, active: int, logits: Tensor, num_prefix_tokens: int, rows: Tensor | None = None):
         super().__init__(None, logits, num_prefix_tokens)
         self.order = order
         self.active = active
+        self._rows = rows
 
     @property
     def mask(self) -> Tensor:
@@ -136,6 +140,9 @@ def best_tokens(logits: Tensor, capacity: float, num_prefix_tokens: int) -> Best
         num_prefix_tokens: P, active beside these.
     """
     active = num_prefix_tokens + round(capacity * logits.shape[1])
+    if logits.dtype == torch.float32 and kernels.usable(logits):
+        order, rows = kernels.order_tokens(logits, active, num_prefix_tokens)
+        return BestTokens(order, active, logits, num_prefix_tokens, rows)
     scores = logits.squeeze(-1).nan_to_num(torch.inf, torch.inf, torch.inf)
     # the prefix leads the order: above any score, and the sort is stable
     order = F.pad(scores, (num_prefix_tokens, 0), value=torch.inf).argsort(dim=1, descending=True, stable=True)

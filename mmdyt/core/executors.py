@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .attention import DENSE, Layout, Lengths, check_tracing
+from . import kernels
+from .attention import DENSE, Layout, Lengths, check_tracing, exporting
 from .dispatch import Dispatch
 
 KEYS = ('active', 'all')
@@ -206,8 +207,14 @@ def _scatter(update: Tensor, out: Tensor, dispatch: Dispatch) -> Tensor:
     """Add an update (K, C) to the active tokens of ``out``, in place, eq. (6)."""
     # a model without prefix tokens hands over transposed tokens: flatten would copy those, and the writes be lost
     rows = out.contiguous().flatten(0, 1)
-    update = _noticing(update, dispatch).to(out.dtype)
-    return rows.index_add_(0, dispatch.rows(), update).view(out.shape)
+    update, active = _noticing(update, dispatch), dispatch.rows()
+    if kernels.usable(out):
+        return kernels.add_rows(rows, active, update).view(out.shape)
+    update = update.to(out.dtype)
+    if out.is_cuda and torch.compiler.is_compiling() and not exporting():
+        # compiled for a GPU, index_add_ adds atomically, or sorts its indices: it cannot know that none comes twice
+        return rows.index_copy_(0, active, rows.index_select(0, active) + update).view(out.shape)
+    return rows.index_add_(0, active, update).view(out.shape)
 
 
 def _noticing(update: Tensor, dispatch: Dispatch) -> Tensor:

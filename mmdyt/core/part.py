@@ -69,6 +69,10 @@ class Delta(Part):
     place: ClassVar[str] = 'parallel'
     takes_mean: ClassVar[bool] = False  # whether ``set_mean`` says what inactive tokens miss on average
 
+    def add_update(self, out: Tensor, x: Tensor, state: TokenState) -> Tensor:
+        """``out`` plus the update of ``x``, (B, N, C) each; a part may give that in one go."""
+        return out + self(x, state)
+
     @classmethod
     def add_to(cls, block: Any, site: str | None = None, **options) -> None:
         """Attach one, ``dim`` filled in, at ``site``: ``'attn'``, ``'mlp'`` or ``'layer'``."""

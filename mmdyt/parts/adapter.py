@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core import kernels
 from mmdyt.core.options import check_probability, is_integer, is_number
 from mmdyt.core.part import Delta
 from mmdyt.core.tokens import TokenState
@@ -51,6 +52,15 @@ class Adapter(Delta):
     def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Return the adapter's update of every token."""
         return self.scale * self.up(self.dropout(F.relu(self.down(x))))  # eq. (1)
+
+    def add_update(self, out: Tensor, x: Tensor, state: TokenState) -> Tensor:
+        """``out`` plus the update of ``x``; on a GPU in halves without a tensor in between."""
+        halves = x.dtype in kernels.HALVES and out.dtype == x.dtype == self.down.weight.dtype
+        dense = x.is_contiguous() and out.is_contiguous()
+        if halves and dense and not self.training and kernels.usable(x):
+            down, up = (self.down.weight, self.down.bias), (self.up.weight, self.up.bias)
+            return kernels.adapted(out, x, down, up, self.scale)
+        return out + self(x, state)
 
     def macs_per_token(self) -> int:
         """Multiply-adds per token: 2 C d."""

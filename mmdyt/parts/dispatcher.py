@@ -8,6 +8,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdyt.core import kernels
 from mmdyt.core.dispatch import Dispatch, best_tokens, gumbel_sigmoid, hard_mask, straight_through
 from mmdyt.core.options import check_switches, is_integer, is_number
 from mmdyt.core.part import Dispatcher
@@ -140,6 +141,8 @@ class TokenDispatcher(Dispatcher):
     def _linear(self, x: Tensor) -> Tensor:
         """The gate in fp32 or wider, whatever autocast says."""
         gate, dtype = self.gate, torch.promote_types(x.dtype, torch.float32)
+        if dtype == gate.weight.dtype == torch.float32 and x.stride(-1) == 1 and kernels.usable(x):
+            return kernels.gate_logits(x, gate.weight, gate.bias)
         tensors = x.to(dtype), gate.weight.to(dtype), gate.bias.to(dtype)
         if not torch.is_autocast_enabled(x.device.type):  # the context takes as long as the product
             return F.linear(*tensors)

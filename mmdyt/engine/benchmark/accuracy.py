@@ -78,7 +78,12 @@ def points(result: Mapping, comparison: Mapping) -> tuple[dict[str, list[dict]],
 def _named(result: Mapping) -> Iterator[tuple[Mapping, str]]:
     """Each row, and a name that tells it from the others of its panel."""
     for row in result['rows']:
-        words = [result['methods'][row['model']] or row['model'], row['executor'], row['compiled'] and 'compiled']
+        words = [
+            result['methods'][row['model']] or row['model'],
+            row['executor'],
+            row['compiled'] and 'compiled',
+            row.get('cuda_graph') and 'graph',
+        ]
         if row['model'] == 'dyt':
             words.insert(1, f'{row["dispatch"]} {row["measured_rate"]:.2f}')
         yield row, ' '.join(word for word in words if word)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmdyt.core.observe import dynamic_branches, record_dispatch
+from mmdyt.engine.benchmark.graphs import Replayed
 from mmdyt.engine.benchmark.images import Images
 from mmdyt.engine.benchmark.memory import peak_memory
 from mmdyt.engine.benchmark.request import DTYPES, BenchmarkRequest
@@ -68,6 +69,8 @@ def placed(variants: Sequence[Variant], request: BenchmarkRequest) -> Iterator[t
                 variant.network.cast(device, DTYPES[dtype])
             if request.compiled:
                 found += [replace(one, network=one.network.compiled(), compiled=True) for one in found]
+            if request.cuda_graphs:
+                found += [replace(one, cuda_graph=True) for one in found]
             yield device, dtype, found
 
 
@@ -117,20 +120,23 @@ def _setting(variants: list[Variant], images: Images, request: BenchmarkRequest,
     warm_up = _warm_up(request)
     batches = images.deal(batch, warm_up + request.rounds, request.seed, like=first)
     with many_compiled() if request.compiled else nullcontext():
-        guards = [_Guard(variant.network) for variant in variants]
+        guards = [_Guard(_runner(variant)) for variant in variants]
         seconds = take_rounds(guards, batches, warm_up, progress)
         failed = _failures(variants, guards)
         seconds = [took for variant, took in zip(variants, seconds, strict=True) if variant.name not in failed]
         variants = [variant for variant in variants if variant.name not in failed]
-        networks = [variant.network for variant in variants]
-        splits = _splits(networks, batches[warm_up:][:SPLIT_ROUNDS], progress)
-        memory = [peak_memory(network, batches[-1]) for network in networks]
+        alone = [variant.network for variant in variants if not variant.cuda_graph]  # a graph is all of it, or nothing
+        splits = iter(_splits(alone, batches[warm_up:][:SPLIT_ROUNDS], progress))
+        memory = iter([peak_memory(network, batches[-1]) for network in alone])
     costs, rows = {}, []
-    for variant, took, split, peak in zip(variants, seconds, splits, memory, strict=True):
-        key = replace(variant, compiled=False, network=None).name
+    for variant, took in zip(variants, seconds, strict=True):
+        key = replace(variant, compiled=False, cuda_graph=False, network=None).name
         costs[key] = costs.get(key) or count(variant.network, batches[warm_up:])
-        base = seconds[[one.compiled for one in variants].index(variant.compiled)]
-        rows.append(_row(variant, took, base, costs[key]) | dict(split_ms=split, peak_memory_mb=peak))
+        base = seconds[[one.mode for one in variants].index(variant.mode)]
+        found = dict(split_ms=None, peak_memory_mb=None)
+        if not variant.cuda_graph:
+            found = dict(split_ms=next(splits), peak_memory_mb=next(memory))
+        rows.append(_row(variant, took, base, costs[key]) | found)
     return rows, [dict(variant=name, reason=reason) for name, reason in failed.items()]
 
 
@@ -138,10 +144,14 @@ def _warm_up(request: BenchmarkRequest) -> int:
     return WARM_UP_COMPILED if request.compiled else WARM_UP
 
 
+def _runner(variant: Variant) -> Callable[[Tensor], object]:
+    return Replayed(variant.network) if variant.cuda_graph else variant.network
+
+
 class _Guard:
     """A network that does nothing more after its first error: the results of the others are worth having."""
 
-    def __init__(self, network: Network):
+    def __init__(self, network: Callable[[Tensor], object]):
         self.network = network
         self.reason: str | None = None
 
@@ -158,7 +168,7 @@ def _failures(variants: Sequence[Variant], guards: Sequence[_Guard]) -> dict[str
     """Why variants could not run, by name."""
     failed = {one.name: guard.reason for one, guard in zip(variants, guards, strict=True) if guard.reason}
     for one in variants:
-        if ('dense compiled' if one.compiled else 'dense') in failed:
+        if replace(variants[0], compiled=one.compiled, cuda_graph=one.cuda_graph).name in failed:
             failed.setdefault(one.name, 'there is no dense model to measure it by')
     return failed
 
@@ -224,6 +234,7 @@ def _row(variant: Variant, seconds: Sequence[float], base: Sequence[float], cost
         model=variant.model,
         task=task_of(variant.network.host),
         compiled=variant.compiled,
+        cuda_graph=variant.cuda_graph,
         dispatch=variant.dispatch,
         keys=variant.keys,
         inference=variant.inference,
@@ -244,8 +255,8 @@ def _in_order(row: dict, images: Images) -> dict:
 
 
 COLUMNS = (
-    'model', 'task', 'device', 'dtype', 'batch', 'shape', 'frames', 'executor', 'compiled', 'keys', 'dispatch',
-    'inference', 'rate', 'measured_rate', 'latency_ms', 'throughput', 'gmacs', 'mac_ratio', 'time_ratio',
+    'model', 'task', 'device', 'dtype', 'batch', 'shape', 'frames', 'executor', 'compiled', 'cuda_graph', 'keys',
+    'dispatch', 'inference', 'rate', 'measured_rate', 'latency_ms', 'throughput', 'gmacs', 'mac_ratio', 'time_ratio',
     'saving_share', 'split_ms', 'peak_memory_mb',
 )  # fmt: skip
 

@@ -13,7 +13,7 @@ NOTE = (
     'saved: share of the multiply-adds saved that became time saved.'
 )
 WIDTHS = dict(
-    model=20, executor=9, compiled=9, rate=7, ms=10, p5=10, p95=10, throughput=11, MACs=8, time=8, saved=7, MB=9
+    model=20, executor=9, mode=15, rate=7, ms=10, p5=10, p95=10, throughput=11, MACs=8, time=8, saved=7, MB=9
 )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def table(result: Mapping) -> str:
 
 
 def _titles(sample: str) -> dict:
-    return {name: name for name in WIDTHS} | dict(throughput=f'{sample}s/s', compiled='')
+    return {name: name for name in WIDTHS} | dict(throughput=f'{sample}s/s', mode='')
 
 
 def _cells(row: Mapping) -> dict:
@@ -62,7 +62,7 @@ def _cells(row: Mapping) -> dict:
     return dict(
         model=' '.join(word for word in words if word),
         executor=row['executor'] or '-',
-        compiled='compiled' if row['compiled'] else '',
+        mode=' '.join(filter(None, ['compiled' * row['compiled'], 'graph' * row['cuda_graph']])),
         rate='-' if rate is None else f'{rate:.3f}',
         ms=f'{latency["median"]:.2f}',
         p5=f'{latency["p5"]:.2f}',
@@ -77,7 +77,7 @@ def _cells(row: Mapping) -> dict:
 
 def _line(cells: Mapping[str, str]) -> str:
     """Words to the left, numbers to the right."""
-    left = {'model', 'executor', 'compiled'}
+    left = {'model', 'executor', 'mode'}
     return ''.join(f'{cells[n]:<{w}}' if n in left else f'{cells[n]:>{w}}' for n, w in WIDTHS.items()).rstrip()
 
 

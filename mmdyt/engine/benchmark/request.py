@@ -36,6 +36,7 @@ class BenchmarkRequest:
         seed: Of random weights, of generated images, and of the order of the images.
         shape: Height and width in pixels; None is that of the test images, or what the backbone was built for.
         compiled: Whether each variant is timed under ``torch.compile``, too.
+        cuda_graphs: Whether each variant is timed as one CUDA graph, too.
         part: ``'model'``, or the ``'backbone'`` with its patch embedding.
 
     Raises:
@@ -55,6 +56,7 @@ class BenchmarkRequest:
     seed: int = 0
     shape: Sequence[int] | None = None
     compiled: bool = False
+    cuda_graphs: bool = False
     part: str = TIMED[0]
 
     def __post_init__(self):
@@ -73,6 +75,8 @@ class BenchmarkRequest:
         for rate in self.rate:
             if not (is_number(rate) and 0 < rate <= 1):
                 raise ValueError(f'rate must lie in (0, 1], got {rate!r}. Rates are fractions, not percent.')
+        if self.cuda_graphs and 'cpu' in self.devices():
+            raise ValueError('cuda_graphs must be left out on a CPU, got it for cpu.')
         for device in self.devices():
             for dtype in self.dtype:
                 check_computes(device, dtype)

@@ -110,6 +110,7 @@ class Variant:
         inference: The executor that was asked for.
         rate: The rate that was asked for; None keeps the model's own rule.
         compiled: Whether it is the one under ``torch.compile``.
+        cuda_graph: Whether it is replayed from a CUDA graph.
     """
 
     model: str
@@ -119,12 +120,18 @@ class Variant:
     inference: str | None = None
     rate: float | None = None
     compiled: bool = False
+    cuda_graph: bool = False
+
+    @property
+    def mode(self) -> tuple[bool, bool]:
+        """How it is run: it is measured by the dense model that is run so, too."""
+        return self.compiled, self.cuda_graph
 
     @property
     def name(self) -> str:
         """For people."""
         words = [self.model, self.dispatch, self.keys == 'all' and 'keys=all', self.inference]
-        words += [self.rate and f'rate={self.rate:g}', self.compiled and 'compiled']
+        words += [self.rate and f'rate={self.rate:g}', self.compiled and 'compiled', self.cuda_graph and 'graph']
         return ' '.join(word for word in words if word)
 
 

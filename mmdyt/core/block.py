@@ -233,7 +233,7 @@ class Block(Rewritable, nn.Module):
         beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
         return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside
 
-    def dense_macs(self, tokens: int) -> int:
+    def dense_macs(self, tokens: Count) -> Count:
         """Multiply-adds of the plain block without any part, all tokens active."""
         linears = sum(module.weight.numel() for module in self.frozen().values() if isinstance(module, nn.Linear))
         return tokens * linears + norm_macs(2 * tokens, self.place.dim) + 2 * tokens**2 * self.place.dim

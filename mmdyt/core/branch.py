@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .attention import Layout, check_tracing, exporting
 from .context import RECORDS, RULES, WATCHERS, asked_of
-from .dispatch import Dispatch, EveryToken, with_broken_tokens
+from .dispatch import Dispatch, EveryToken, with_broken_tokens, without_padding
 from .executors import EXECUTORS, KEYS, SKIPPING, Branch, choose, read_prefix
 from .macs import Count
 from .options import check_choice
@@ -45,13 +45,15 @@ class BranchRun(NamedTuple):
         queries: Tokens whose update was computed: queries of attention, rows of an MLP.
         keys: Tokens that were attended to.
         executor: How the branch ran.
+        padding: Patch tokens that lie wholly in padding, which are in none of these.
     """
 
-    tokens: int
-    patches: int
+    tokens: Count
+    patches: Count
     queries: Count
     keys: Count
     executor: str = 'masked'
+    padding: Count = 0
 
 
 class DynamicBranch(nn.Module):
@@ -160,7 +162,7 @@ class DynamicBranch(nn.Module):
         read = state.read
         dispatch = self._decide(x, state)  # eqs. (3), (4)
         executor = self._executor(dispatch, state)
-        self._record(x, dispatch, executor, read)
+        self._record(x, dispatch, executor, state)
         if dispatch.complete:
             update = branch(x, Layout(read=read))
             for watcher in asked_of(WATCHERS, self):
@@ -185,7 +187,7 @@ class DynamicBranch(nn.Module):
             return EveryToken(x[:, : state.read], state.prefix + state.prompts)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
-        return with_broken_tokens(decided, x)
+        return without_padding(with_broken_tokens(decided, x), state.padding)
 
     def _executor(self, dispatch: Dispatch, state: TokenState) -> str:
         """Which executor runs now; tells the state where it skips nothing that could be skipped."""
@@ -211,11 +213,15 @@ class DynamicBranch(nn.Module):
             )
         return super()._replicate_for_data_parallel()
 
-    def _record(self, x: Tensor, dispatch: Dispatch, executor: str, read: int | None) -> None:
+    def _record(self, x: Tensor, dispatch: Dispatch, executor: str, state: TokenState) -> None:
         records = asked_of(RECORDS, self)
         if not records:
             return
-        tokens, all_keys = x.shape[1], self.keys == 'all'
+        read, all_keys = state.read, self.keys == 'all'
+        padding = 0
+        if state.padding is not None and x.shape[1] > state.prefix + state.prompts:  # else no patch token is left
+            padding = state.padding.sum(dim=1)
+        tokens = x.shape[1] - padding
         # for a mask that is learnt, split runs the inactive tokens too, without gradients
         skips = executor in (*SKIPPING, 'active_only') or (executor == 'split' and not dispatch.learnt)
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
@@ -225,7 +231,7 @@ class DynamicBranch(nn.Module):
             keys = 0  # nothing ran at all
         if read is not None:
             reaches = queries = read
-        run = BranchRun(reaches, asked, queries, keys, executor)
+        run = BranchRun(reaches, asked, queries, keys, executor, padding)
         for record in records:
             record.add(self, dispatch, run)
 

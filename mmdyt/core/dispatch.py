@@ -17,9 +17,11 @@ class Dispatch:
         num_prefix_tokens: P, the leading tokens (CLS, registers, prompts) that are always active.
         complete: Whether every token runs, whatever it is; nothing then waits for the mask.
         active: Active tokens of each image, where that is known before any score: the same number in all. Else None.
+        padding: (B, N - P, 1) bool, patch tokens that lie wholly in padding, which count in no rate; None is none.
     """
 
     active: int | None = None
+    padding: Tensor | None = None
 
     def __init__(self, mask: Tensor | None, logits: Tensor | None, num_prefix_tokens: int, complete: bool = False):
         self._mask = mask
@@ -38,6 +40,10 @@ class Dispatch:
         """(B, N - P, 1): the mask of the patch tokens, the ones that rates are counted on."""
         return self.mask[:, self.num_prefix_tokens :]
 
+    def counted(self, values: Tensor) -> Tensor:
+        """Of values (B, N - P, 1) of the patch tokens those of tokens that count, flat: all but padding."""
+        return values.flatten() if self.padding is None else values[~self.padding]
+
     @property
     def learnt(self) -> bool:
         """Whether a gradient flows into the mask."""
@@ -55,7 +61,9 @@ class Dispatch:
 
     def with_mask(self, mask: Tensor) -> 'Dispatch':
         """The same decision with another mask."""
-        return Dispatch(mask, self.logits, self.num_prefix_tokens, self.complete)
+        dispatch = Dispatch(mask, self.logits, self.num_prefix_tokens, self.complete)
+        dispatch.padding = self.padding
+        return dispatch
 
 
 class BestTokens(Dispatch):
@@ -164,6 +172,40 @@ def with_broken_tokens(dispatch: Dispatch, x: Tensor) -> Dispatch:
     told_by = x[:, prefix:] if dispatch.logits is None else dispatch.logits
     broken = F.pad(~told_by.isfinite().all(dim=-1, keepdim=True), (0, 0, prefix, 0))
     return dispatch.with_mask(dispatch.mask.masked_fill(broken, 1.0))
+
+
+def without_padding(dispatch: Dispatch, padding: Tensor | None) -> Dispatch:
+    """The dispatch in which no token is active that lies wholly in padding.
+
+    Of a share of the tokens of each image it is then that share of those which count: their number differs from image
+    to image. The complete model runs all tokens, as its host does, and only counts fewer.
+
+    Args:
+        dispatch: What was decided.
+        padding: (B, N - P) bool; None is none.
+    """
+    prefix = dispatch.num_prefix_tokens
+    if padding is None or not dispatch.patch_mask.shape[1]:
+        return dispatch
+    padding = padding.unsqueeze(-1)
+    if dispatch.complete:
+        found = dispatch  # it has no mask yet
+    else:
+        mask = dispatch.mask if dispatch.active is None else _share_of_counted(dispatch, padding)
+        found = dispatch.with_mask(mask.masked_fill(F.pad(padding, (0, 0, prefix, 0)), 0.0))
+    found.padding = padding
+    return found
+
+
+def _share_of_counted(dispatch: BestTokens, padding: Tensor) -> Tensor:
+    """The mask (B, N, 1) of the best ones among the tokens that count, as large a share of these as of all."""
+    prefix = dispatch.num_prefix_tokens
+    best_first = dispatch.order[:, prefix:]
+    counts = ~padding.squeeze(-1).gather(1, best_first - prefix)
+    wanted = (dispatch.active - prefix) * counts.sum(dim=1, keepdim=True) / counts.shape[1]
+    active = counts & (counts.cumsum(dim=1) <= wanted.round())
+    mask = torch.ones_like(dispatch.order, dtype=dispatch.logits.dtype)
+    return mask.scatter(1, best_first, active.to(mask.dtype)).unsqueeze(-1)
 
 
 def gumbel_sigmoid(logits: Tensor, tau: float) -> Tensor:

@@ -153,6 +153,8 @@ def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
     Raises:
         ValueError: If ``'fixed'`` is wanted of a decision by a threshold.
     """
+    if wanted == 'fixed' and dispatch.padding is not None:
+        wanted = 'auto'  # images with padding have fewer tokens that count than others
     if wanted == 'fixed' and dispatch.active is None:
         raise ValueError(
             "inference must be 'auto' or 'packed' unless every dispatcher has a capacity, got 'fixed'. Calibrate with "

@@ -12,7 +12,7 @@ from .options import is_number
 
 
 def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
-    """Mean of the masks over batch, branches and patch tokens, of all ranks; prefix tokens do not count.
+    """Mean of the masks over batch, branches and patch tokens, of all ranks; prefix tokens and padding do not count.
 
     In distributed training every rank returns the rate of the whole batch, with the gradient of its own tokens, scaled
     such that averaging the gradients over the ranks gives that of the whole batch.
@@ -28,7 +28,7 @@ def activation_rate(dispatches: Sequence[Dispatch]) -> Tensor:
     """
     if not dispatches:
         raise ValueError('dispatches must hold at least one mask, got none. Does the model have dispatchers?')
-    masks = torch.cat([dispatch.patch_mask.flatten() for dispatch in dispatches])
+    masks = torch.cat([dispatch.counted(dispatch.patch_mask) for dispatch in dispatches])
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return masks.mean()
     active = masks.sum()

@@ -17,6 +17,7 @@ class TokenState:
         prompts: Tokens that parts inserted after these. They are never dispatched, counted in a rate, or in a map.
         grid: Rows and columns of the patch tokens; None where there is none.
         frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
+        padding: (B, patch tokens) bool, those that lie wholly in padding: never dispatched or counted; None is none.
         read: Leading tokens whose result the last block must give; None is all of them.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
         dense: Whether a branch ran all tokens since skipping them would have taken longer; branches tell it.
@@ -26,6 +27,7 @@ class TokenState:
     prompts: int = 0
     grid: tuple[int, int] | None = None
     frames: int = 1
+    padding: Tensor | None = None
     read: int | None = None
     unskipped: bool = False
     dense: bool = False

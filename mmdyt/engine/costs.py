@@ -71,9 +71,13 @@ class CostCounter:
         runs = {name: run for name, (run,) in self._record.runs.items()}
         self._record.clear()
         counts = [dispatch.patch_mask.detach().sum(dim=(1, 2)) for dispatch in branches]
-        counts += [dispatch.patch_mask.shape[1] for dispatch in branches]
+        padding = next(iter(runs.values())).padding  # the first branch sees all tokens
+        counts += [_seen(dispatch.patch_mask.shape[1], padding) for dispatch in branches]
         counts += [_broken(dispatch.logits) for dispatch in branches]
-        counts += [backbone.macs_of(backbone.num_patches(height, width), runs), backbone.dense_macs(height, width)]
+        counts += [
+            backbone.macs_of(backbone.num_patches(height, width) - padding, runs),
+            backbone.dense_macs(height, width, padding),
+        ]
         images = batch * (frames[0] if frames else 1)
         exactly = dict(dtype=torch.float64, device=args[0].device)
         per_frame = [torch.as_tensor(count, **exactly).expand(images).reshape(batch, -1).sum(1) for count in counts]
@@ -148,6 +152,11 @@ class CostCounter:
     def report(self) -> dict[str, float]:
         """As of :meth:`Costs.report`."""
         return self.costs().report()
+
+
+def _seen(patches: int, padding: Tensor | int) -> Tensor | int:
+    """How many patch tokens of each image a branch decided about; none where none was left to be read."""
+    return patches - padding if patches else 0
 
 
 def _broken(logits: Tensor | None) -> Tensor | int:

@@ -192,7 +192,7 @@ class EvidenceHook(Hook):
         if runner.iter < self._first(runner):
             return
         host = unwrapped(runner.model)
-        logits = [d.logits.detach().flatten() for d in self._record.flat() if d.logits is not None]
+        logits = [d.counted(d.logits.detach()) for d in self._record.flat() if d.logits is not None]
         self._open.close()
         progress = (runner.iter + 1) / runner.max_iters  # of the next step
         rate = scheduled_rate(progress, self.begin, self.end, wanted_rate(host, None))

@@ -78,7 +78,7 @@ class FLOPsHook(EvaluationHook):
         self._open.close()
         rates = {}
         for name, label in branch_labels(record.names).items():
-            masks = [d.patch_mask.detach().flatten() for d in record.dispatches[name] if not d.complete]
+            masks = [d.counted(d.patch_mask.detach()) for d in record.dispatches[name] if not d.complete]
             if masks and masks[0].numel():
                 rates[f'train/{LAYER_RATE}{label}'] = torch.cat(masks).mean()
         if rates:

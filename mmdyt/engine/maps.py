@@ -12,8 +12,8 @@ from torch import Tensor
 
 from mmdyt.core.grid import DispatchMap, agreement, neighbours_alike
 from mmdyt.core.observe import record_dispatch
+from mmdyt.core.views import Seen, ViewTracker
 from mmdyt.engine.host import branch_labels, find_host
-from mmdyt.engine.views import Seen, ViewTracker
 
 
 @dataclass

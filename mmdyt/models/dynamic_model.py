@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from mmdyt.core.losses import check_rate
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.options import is_number
+from mmdyt.core.padding import showing
 from mmdyt.core.teacher import FeatureTeacher
+from mmdyt.core.views import views_of
 from mmdyt.models.loss_terms import TERMS, Passes
 
 
@@ -93,6 +95,11 @@ class DynamicModel:
             yield
         finally:
             self.terms = before
+
+    def forward(self, inputs, data_samples=None, mode: str = 'tensor', **kwargs):
+        """The host's; meanwhile the backbone knows what is padding."""
+        with showing(views_of(self, inputs, data_samples, mode)):
+            return super().forward(inputs, data_samples, mode, **kwargs)
 
     def loss(self, inputs, data_samples, **kwargs) -> dict:
         """The host's losses and those of Dynamic Tuning; ``activation_rate`` of the sampled masks is for the log."""

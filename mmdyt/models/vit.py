@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mmdyt.core.block import Place
+from mmdyt.core.padding import padding_of
 from mmdyt.core.part import Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
@@ -210,7 +211,9 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
     def _forward_images(self, x: Tensor, frames: int) -> tuple[Tensor, ...]:
         """As mmpretrain's, with a state of the tokens that goes from layer to layer."""
         x, grid = self._embed(x)
-        state = TokenState(self.num_extra_tokens, grid=tuple(grid), frames=frames)
+        grid = tuple(grid)
+        padding = padding_of(x.shape[0], grid, x.device)
+        state = TokenState(self.num_extra_tokens, grid=grid, frames=frames, padding=padding)
         outs = []
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from mmdyt.core.branch import BranchRun
-from mmdyt.core.macs import Count, norm_macs
+from mmdyt.core.macs import Count, exact, norm_macs
 
 
 class ViTMacs:
@@ -70,11 +70,11 @@ class ViTMacs:
             found.append(prefix)
         return found
 
-    def macs_of(self, patches: int, runs: Mapping[str, BranchRun]) -> Count:
+    def macs_of(self, patches: Count, runs: Mapping[str, BranchRun]) -> Count:
         """MACs of an image from what the branches ran, by module name: the sum over the layers and what is around.
 
         Args:
-            patches: Patch tokens N.
+            patches: Patch tokens N, without those in padding.
             runs: Of one forward pass, as :func:`mmdyt.core.observe.record_dispatch` sees them.
         """
         total = self._outside_macs(patches)
@@ -82,7 +82,7 @@ class ViTMacs:
             total = total + layer.macs({site: runs[f'layers.{i}.dynamic.{site}'] for site in layer.branches()})
         return total
 
-    def _outside_macs(self, patches: int) -> int:
+    def _outside_macs(self, patches: Count) -> Count:
         """MACs of patch embedding, norms outside the layers, and pooled norms."""
         tokens = patches + self.num_extra_tokens
         embed = patches * self.patch_embed.projection.weight.numel()
@@ -91,9 +91,15 @@ class ViTMacs:
         pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
         return embed + norm_macs(norms + pooled, self.embed_dims)
 
-    def dense_macs(self, height: int, width: int) -> float:
-        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no parts, every token runs."""
-        patches = self.num_patches(height, width)
+    def dense_macs(self, height: int, width: int, padding: Count = 0) -> Count:
+        """MACs of the plain ViT on an image of ``height`` x ``width`` pixels: no parts, every token runs.
+
+        Args:
+            height: Pixels.
+            width: Pixels.
+            padding: Patch tokens of each image that lie wholly in padding, and do not count.
+        """
+        patches = self.num_patches(height, width) - exact(padding)
         tokens = patches + self.num_extra_tokens
         skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
         skipped *= int(self.final_norm)

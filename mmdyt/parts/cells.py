@@ -48,8 +48,15 @@ class CellDispatcher(TokenDispatcher):
             return super().score(x, state)
         rows, columns = self._grid(x.shape[1], state)
         logits = self._linear(x).view(-1, self.frames, rows, columns).mean(1, keepdim=True)
-        # the padding of whole cells counts in no mean
-        cells = F.avg_pool2d(logits, self.cell, ceil_mode=True, count_include_pad=False)
+        if state.padding is None:
+            return self._means(logits)
+        counts = (~state.padding).to(logits.dtype).view(-1, 1, rows, columns)  # images only: clips have no padding
+        shares = self._means(counts)
+        return self._means(logits * counts) / shares.where(shares > 0, 1.0)
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Of each cell, (B, cells, 1); those at the border are of what there is of them."""
+        cells = F.avg_pool2d(values, self.cell, ceil_mode=True, count_include_pad=False)
         return cells.flatten(1).unsqueeze(-1)
 
     def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:

@@ -213,7 +213,10 @@ class SampleDispatcher(TokenDispatcher):
 
     def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logit of each image of patch tokens ``x`` (B, M, C), (B, 1, 1)."""
-        return self._linear(x.mean(dim=1, keepdim=True))
+        if state is None or state.padding is None or not x.shape[1]:
+            return self._linear(x.mean(dim=1, keepdim=True))
+        counts = (~state.padding).to(x.dtype).unsqueeze(-1)
+        return self._linear((x * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True))
 
     def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
         """The decision about an image for each of its tokens."""

@@ -91,7 +91,7 @@ def run_of(branch: DynamicBranch, read=None) -> BranchRun:
 def test_what_runs_is_recorded_not_what_was_decided(options, training, gradients, learnt, skips):
     branch = DynamicBranch(Update(16), Fixed(some(3, 7).requires_grad_(learnt)), **options).train(training)
     with torch.set_grad_enabled(gradients):
-        tokens, patches, queries, keys, _ = run_of(branch)
+        tokens, patches, queries, keys = run_of(branch)[:4]
     assert (tokens, patches) == (7, 6)
     expected = [1, 2, 3] if skips else [7, 7, 7]
     for ran in (queries, keys):
@@ -101,7 +101,7 @@ def test_what_runs_is_recorded_not_what_was_decided(options, training, gradients
 def test_with_unread_tokens_only_the_read_ones_are_queries():
     branch = DynamicBranch(Update(16), Fixed(some(3, 7))).eval()
     with torch.no_grad():
-        tokens, patches, queries, keys, _ = run_of(branch, read=1)
+        tokens, patches, queries, keys = run_of(branch, read=1)[:4]
     assert (tokens, patches, queries) == (1, 6, 1) and keys.tolist() == [1, 2, 3]
 
 

@@ -259,7 +259,7 @@ def _observe(model: nn.Module, forwards: Forwards, part: str, names: Iterable[st
             forward()
             for name, parts in seen.items():
                 # the complete model decides nothing, and has no logits
-                parts += [getattr(d, part).flatten() for d in record.dispatches[name] if d.logits is not None]
+                parts += [d.counted(getattr(d, part)) for d in record.dispatches[name] if d.logits is not None]
             record.clear()
     joined = {name: torch.cat(parts) for name, parts in seen.items() if parts}
     return {name: values for name, values in joined.items() if values.numel()}

@@ -9,6 +9,7 @@ it, gives logits that mean the same in every branch, and one threshold for all o
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -35,6 +36,14 @@ class Reached(NamedTuple):
 
     tokens: int
     read: int | None
+
+
+class Decided(NamedTuple):
+    """Input (B, N, C) of a dispatcher, what it decided, and what was known of the tokens then."""
+
+    x: Tensor
+    dispatch: Dispatch
+    state: TokenState
 
 
 class _Moments:
@@ -137,37 +146,39 @@ def _log_evidence(
     with torch.enable_grad(), _differentiable_masks(model) as seen:
         value = loss() * SCALE
         found = {name: decided for name, decided in seen.items() if name in dispatchers}
-        found = {name: (x, d, read) for name, (x, d, read) in found.items() if d.mask.shape[1] > d.num_prefix_tokens}
+        found = {name: one for name, one in found.items() if one.dispatch.patch_mask.shape[1]}
         if not (value.requires_grad and found):
             raise ValueError('losses must depend on the dispatched branches of the model, got one that does not.')
-        gradients = torch.autograd.grad(value, [d.mask for _, d, _ in found.values()], allow_unused=True)
-    evidence, inputs, reached = {}, {}, {}
-    for (name, (x, dispatch, read)), gradient in zip(found.items(), gradients, strict=True):
+        gradients = torch.autograd.grad(value, [one.dispatch.mask for one in found.values()], allow_unused=True)
+    evidence, inputs, reached, counts = {}, {}, {}, {}
+    for (name, (x, dispatch, state)), gradient in zip(found.items(), gradients, strict=True):
         values = torch.zeros_like(dispatch.mask) if gradient is None else gradient.abs()
         evidence[name] = values[:, dispatch.num_prefix_tokens :, 0]
         inputs[name] = x[:, dispatch.num_prefix_tokens :].flatten(0, 1)
-        reached[name] = Reached(x.shape[1], read)
-    mean = torch.stack([values.mean(1) for values in evidence.values()]).mean(0)[:, None]  # (B, 1)
+        reached[name] = Reached(x.shape[1], state.read)
+        counts[name] = torch.ones_like(evidence[name]) if state.padding is None else 1.0 - state.padding.float()
+    means = [(values * counts[name]).sum(1) / counts[name].sum(1) for name, values in evidence.items()]
+    mean = torch.stack(means).mean(0)[:, None]  # (B, 1)
     mean = mean.where(mean.isfinite(), math.nan)  # an overflow anywhere spoils its image
     logs = {name: (values / mean + FLOOR).log() for name, values in evidence.items()}
-    finite = {name: values.flatten().isfinite() for name, values in logs.items()}  # an image without any evidence
+    # not an image without any evidence, and no padding
+    finite = {name: (values.isfinite() & (counts[name] > 0)).flatten() for name, values in logs.items()}
     return {name: (inputs[name][finite[name]], logs[name].flatten()[finite[name]], reached[name]) for name in logs}
 
 
 @contextmanager
-def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, tuple[Tensor, Dispatch, int | None]]]:
+def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, Decided]]:
     """Within the context the masks of all dispatchers are leaves of the graph, whose derivative can be asked for.
 
     Yields:
-        Input (B, N, C) of each dispatcher, what it decided, and leading tokens that are read, by branch name, as the
-        model runs.
+        What was decided, by branch name, as the model runs.
     """
-    seen: dict[str, tuple[Tensor, Dispatch, int | None]] = {}
+    seen: dict[str, Decided] = {}
 
     def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
         dispatch = dispatcher(x, state)
         dispatch = dispatch.with_mask(dispatch.mask.detach().requires_grad_())
-        seen[name] = x.detach().float(), dispatch, state.read
+        seen[name] = Decided(x.detach().float(), dispatch, replace(state))
         return dispatch
 
     with decisions(model, {name: partial(rule, name) for name in dynamic_branches(model)}):

@@ -34,7 +34,10 @@ def fit_mean_updates(model: nn.Module, forwards: Sequence[Callable[[], object]])
 
         def add(name: str, update: Tensor) -> None:
             if name in takers:
-                patches = update[:, record.dispatches[name][-1].num_prefix_tokens :].flatten(0, 1)
+                dispatch = record.dispatches[name][-1]
+                patches = update[:, dispatch.num_prefix_tokens :]
+                padding = dispatch.padding
+                patches = patches.flatten(0, 1) if padding is None else patches[~padding.squeeze(-1)]
                 sums[name] = sums.get(name, 0) + patches.sum(0, dtype=torch.float64)
                 counts[name] += len(patches)
 

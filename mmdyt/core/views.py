@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch.nn as nn
 from torch import Tensor
 
-from mmdyt.core.grid import View, windows
-from mmdyt.engine.host import is_recognizer
+from .grid import View, windows
+from .padding import Views
 
 
 class Seen(NamedTuple):
@@ -38,6 +38,7 @@ class ViewTracker:
         self._patch = tuple(conv.stride)
         self._contents: list[tuple[tuple[int, int], tuple[int, int]]] = []  # size and begin of each image
         self._flips: list[str] = []
+        self._whole = (0, 0)
         self._places: list[tuple[int, int, int, int]] = []
         self._views = self._done = 0
 
@@ -49,9 +50,9 @@ class ViewTracker:
             samples: Data samples, whose meta tells what is padding, and flips; None where there are none.
         """
         self._done = 0
-        height, width = inputs.shape[-2:]
+        height, width = self._whole = tuple(inputs.shape[-2:])
         metas = [sample.metainfo for sample in samples] if samples else [{}] * len(inputs)
-        if is_recognizer(self._host):
+        if _is_recognizer(self._host):
             by_frame = inputs.dim() == 5 and inputs.shape[2] == 3  # of a 2D recognizer, whose frames are its views
             self._views = inputs.shape[1] if inputs.dim() == 6 or by_frame else 1
             self._contents, self._flips = len(metas) * [((height, width), (0, 0))], len(metas) * ['none']
@@ -64,22 +65,30 @@ class ViewTracker:
         if test_cfg.get('mode') == 'slide':
             self._places = windows((height, width), test_cfg['crop_size'], test_cfg['stride'])
 
-    def rows(self, number: int) -> list[Seen]:
+    @property
+    def padded(self) -> bool:
+        """Whether an image of the call is smaller than the batch."""
+        return any(size != self._whole for size, _ in self._contents)
+
+    def rows(self, number: int, whole: bool = False) -> list[Seen]:
         """What the rows of the next pass show.
 
         Args:
             number: Of rows.
+            whole: Whether they are whole images, whatever a test would do.
 
         Raises:
             RuntimeError: If the host was not called, or ran more than was foreseen.
         """
         samples = len(self._contents)
-        if is_recognizer(self._host):
+        if _is_recognizer(self._host):
             first, self._done = self._done, self._done + number
             self._check(self._done <= samples * self._views)
             rows = (divmod(row, self._views) for row in range(first, self._done))
             return [Seen(i, self._view(i, 0, 0), view) for i, view in rows]
         self._check(samples and number % samples == 0)
+        if whole:
+            return [Seen(i, self._view(i, 0, 0)) for i in range(samples)]
         first, self._done = self._done, self._done + number // samples
         self._check(self._done <= len(self._places))
         return [
@@ -99,6 +108,39 @@ class ViewTracker:
                 'model must run its backbone as mmpretrain, mmseg or mmaction2 do, once for each window or view of a '
                 'call, got another order: it cannot be told where tokens lie in the image.'
             )
+
+
+def views_of(host: nn.Module, inputs: Tensor, samples: list | None, mode: str) -> Views | None:
+    """What the passes of a call of a host show, where some of it is padding; None where there is none.
+
+    Args:
+        host: The model that owns the backbone.
+        inputs: As of :meth:`ViewTracker.begin`.
+        samples: Likewise.
+        mode: Of the call: windows are those of ``'predict'``; in others each pass shows the whole batch.
+    """
+    if not samples or not isinstance(inputs, Tensor) or inputs.dim() != 4 or _is_recognizer(host):
+        return None
+    tracker = ViewTracker(host)
+    tracker.begin(inputs, samples)
+    if not tracker.padded:
+        return None
+
+    def views(rows: int) -> list[View] | None:
+        if mode != 'predict':
+            tracker.begin(inputs, samples)
+            return [seen.view for seen in tracker.rows(rows, whole=True)] if rows == len(inputs) else None
+        try:
+            return [seen.view for seen in tracker.rows(rows)]
+        except RuntimeError:  # a host of another order: then nothing is known
+            return None
+
+    return views
+
+
+def _is_recognizer(host: nn.Module) -> bool:
+    """Whether it is mmaction2's, whose clips have no padding."""
+    return getattr(host, 'cls_head', None) is not None
 
 
 def _content(meta: dict, height: int, width: int, pads: bool) -> tuple[tuple[int, int], tuple[int, int]]:

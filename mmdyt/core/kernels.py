@@ -20,6 +20,7 @@ except ImportError:  # a CPU build of torch comes without
 
 SWITCH = 'MMDYT_KERNELS'  # 'library' in the environment takes the plain path, to compare
 HALVES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, *HALVES)  # the kernels sum in fp32: too little for fp64
 ROWS, COLUMNS = 8, 256  # of a tile that is reduced, or compared
 TILE = 64  # tokens that share one reading of the adapter's weights
 
@@ -27,6 +28,8 @@ TILE = 64  # tokens that share one reading of the adapter's weights
 def usable(x: Tensor) -> bool:
     """Whether these tokens are on a GPU that runs the kernels, and nobody wants what they do not give."""
     if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if x.dtype not in DTYPES or x.device.index != torch.cuda.current_device():  # Triton launches on the current GPU
         return False
     return _works(x.device)
 
@@ -88,17 +91,17 @@ def order_tokens(logits: Tensor, active: int, prefix: int) -> tuple[Tensor, Tens
         tiles = max(1, triton.cdiv(patches, ROWS))
         _order_tokens[(images, tiles)](
             logits.contiguous(), order, rows, patches, active, prefix,
-            leading=triton.next_power_of_2(max(1, prefix)), rows_=ROWS, columns=COLUMNS,
+            leading=triton.next_power_of_2(max(1, prefix)), rows=ROWS, columns=COLUMNS,
         )  # fmt: skip
     return order, rows
 
 
 def add_rows(out: Tensor, rows: Tensor, update: Tensor) -> Tensor:
-    """Add (K, C) to rows (K,) of ``out`` (R, C), in place. No row may come twice."""
+    """Add (K, C) to rows (K,) of ``out`` (R, C), in place. No row may come twice; rows of ``out`` are dense."""
     if rows.numel():
         width = out.shape[1]
         _add_rows[(rows.shape[0],)](
-            out, rows, update, width, out.stride(0), update.stride(0), columns=triton.next_power_of_2(width)
+            out, rows, update.contiguous(), width, out.stride(0), columns=triton.next_power_of_2(width)
         )
     return out
 
@@ -127,18 +130,9 @@ if triton is not None:
 
     @triton.jit
     def _gate_logits(
-        x,
-        weight,
-        bias,
-        out,
-        total,
-        tokens,
-        width,
-        image_stride,
-        token_stride,
-        rows: tl.constexpr,
-        columns: tl.constexpr,
-    ):
+        x, weight, bias, out, total, tokens, width, image_stride, token_stride,
+        rows: tl.constexpr, columns: tl.constexpr,
+    ):  # fmt: skip
         row = tl.program_id(0) * rows + tl.arange(0, rows)
         inside = row < total
         start = (row // tokens).to(tl.int64) * image_stride + (row % tokens).to(tl.int64) * token_stride
@@ -153,15 +147,16 @@ if triton is not None:
 
     @triton.jit
     def _order_tokens(
-        logits, order, rows, patches, active, prefix, leading: tl.constexpr, rows_: tl.constexpr, columns: tl.constexpr
-    ):
+        logits, order, chosen, patches, active, prefix,
+        leading: tl.constexpr, rows: tl.constexpr, columns: tl.constexpr,
+    ):  # fmt: skip
         image, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
         tokens = patches + prefix
-        mine = tile * rows_ + tl.arange(0, rows_)
+        mine = tile * rows + tl.arange(0, rows)
         inside = mine < patches
         score = tl.load(logits + image * patches + mine, mask=inside, other=0.0)
         score = tl.where(tl.abs(score) < float('inf'), score, float('inf'))  # NaN is less than nothing
-        rank = tl.zeros((rows_,), tl.int32)
+        rank = tl.zeros((rows,), tl.int32)
         for first in range(0, patches, columns):
             other = first + tl.arange(0, columns)
             real = other < patches
@@ -172,20 +167,20 @@ if triton is not None:
             rank += tl.sum(before.to(tl.int32), axis=1)
         place, token = rank + prefix, mine.to(tl.int64) + prefix
         tl.store(order + image * tokens + place, token, mask=inside)
-        tl.store(rows + image * active + place, image * tokens + token, mask=inside & (place < active))
+        tl.store(chosen + image * active + place, image * tokens + token, mask=inside & (place < active))
         if tile == 0:
             lead = tl.arange(0, leading)
             tl.store(order + image * tokens + lead, lead.to(tl.int64), mask=lead < prefix)
-            tl.store(rows + image * active + lead, image * tokens + lead, mask=lead < prefix)
+            tl.store(chosen + image * active + lead, image * tokens + lead, mask=lead < prefix)
 
     @triton.jit
-    def _add_rows(out, rows, update, width, out_stride, update_stride, columns: tl.constexpr):
+    def _add_rows(out, rows, update, width, out_stride, columns: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         column = tl.arange(0, columns)
         wanted = column < width
         place = out + tl.load(rows + row) * out_stride + column
         old = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
-        more = tl.load(update + row * update_stride + column, mask=wanted, other=0.0).to(tl.float32)
+        more = tl.load(update + row * width + column, mask=wanted, other=0.0).to(tl.float32)
         tl.store(place, (old + more).to(out.dtype.element_ty), mask=wanted)
 
     @triton.jit
@@ -206,7 +201,8 @@ if triton is not None:
             factor = tl.load(down + unit[None] * width + column[:, None], mask=real[None] & wanted[:, None], other=0.0)
             hidden = tl.dot(tile, factor, hidden)
         hidden += tl.load(down_bias + unit, mask=real, other=0.0).to(tl.float32)[None]
-        hidden = tl.where(hidden > 0, hidden, tl.where(hidden != hidden, hidden, 0.0)).to(x.dtype.element_ty)
+        # ReLU that keeps NaN; a unit beyond the bottleneck is 0 also where a token is infinite
+        hidden = tl.where((hidden > 0) | ((hidden != hidden) & real[None]), hidden, 0.0).to(x.dtype.element_ty)
         for first in range(0, width, columns):
             column = first + tl.arange(0, columns)
             wanted = column < width

@@ -32,9 +32,7 @@ class Replayed:
         return self._result
 
     def _capture(self, batch: Tensor) -> None:
-        for name, branch in dynamic_branches(self.network).items():
-            if getattr(branch.dispatcher, 'capacity', None) is None or branch.inference == 'packed':
-                raise ValueError(f"inference must be 'fixed' in a CUDA graph, got 'packed' in {name}.")
+        check_capturable(self.network)
         self._batch = batch.clone()
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -46,3 +44,20 @@ class Replayed:
         with torch.cuda.graph(graph):
             self._result = self.network(self._batch)
         self._graph = graph
+
+
+def check_capturable(network: nn.Module) -> None:
+    """Refuse a network that waits for the GPU: a threshold, and packing, ask how many tokens are active.
+
+    Raises:
+        ValueError: If a branch does, by its name.
+    """
+    for name, branch in dynamic_branches(network).items():
+        if branch.inference == 'masked':  # all tokens run
+            continue
+        rule = 'a threshold' if getattr(branch.dispatcher, 'capacity', None) is None else 'a capacity'
+        if branch.inference == 'packed' or rule == 'a threshold':
+            raise ValueError(
+                f"inference must be 'fixed', by a capacity, in a CUDA graph, got {branch.inference!r} with {rule} in "
+                f'{name}. Take --inference fixed and --rule capacity.'
+            )

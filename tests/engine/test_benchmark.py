@@ -1,6 +1,7 @@
 """Benchmark of inference: what the variants are, whose turn it is, what is counted, what the rows hold."""
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import mmdyt.models.segmentor  # noqa: F401  registers
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.part import parts
+from mmdyt.engine.benchmark.graphs import Replayed, check_capturable
 from mmdyt.engine.benchmark.images import Images, generated_images, pool_size
 from mmdyt.engine.benchmark.measure import COLUMNS, count, count_rounds, measure, placed, ratio, take_rounds, turns
 from mmdyt.engine.benchmark.memory import peak_memory
@@ -306,6 +308,98 @@ def test_compiled_variants_stand_beside_eager_ones():
     rows, failed, _ = run(batch=(1,), compiled=True, inference=('packed', 'fixed'), rounds=1)
     assert failed == [] and [row['compiled'] for row in rows] == [False] * 4 + [True] * 4
     assert [row['mac_ratio'] for row in rows[:4]] == [row['mac_ratio'] for row in rows[4:]]
+
+
+class Counted(Replayed):
+    """Runs the network in place of a graph; the dense one fails where it is told to."""
+
+    passes: ClassVar[int] = 0
+    fail_dense: ClassVar[bool] = False
+
+    def __call__(self, batch):
+        Counted.passes += 1
+        if self.fail_dense and not list(parts(self.network)):
+            raise RuntimeError('operation not permitted when stream is capturing')
+        return self.network(batch)
+
+
+@pytest.fixture
+def rows_with_graphs(monkeypatch):
+    """Rows and failures at batch 1 with CUDA graphs, as a GPU gives them."""
+    monkeypatch.setattr('mmdyt.engine.benchmark.measure.Replayed', Counted)
+    monkeypatch.setattr(Counted, 'passes', 0)
+
+    def make(fail_dense=False):
+        monkeypatch.setattr(Counted, 'fail_dense', fail_dense)
+        request = BenchmarkRequest(batch=(1,), rate=(0.5,), rounds=3)
+        object.__setattr__(request, 'cuda_graphs', True)  # past the refusal of a CPU
+        images = images_of('classification')
+        ((rows, failed),) = measure(build_variants(builder(), request, images.pool, False), images, request)
+        return rows, failed
+
+    return make
+
+
+def test_replayed_variants_stand_beside_launched_ones(rows_with_graphs):
+    rows, failed = rows_with_graphs()
+    assert failed == [] and Counted.passes == 3 * (2 + 3)  # rounds that warm up, and those that are timed
+    assert [(row['model'], row['cuda_graph']) for row in rows] == [
+        (model, graph) for graph in (False, True) for model in ('dense', 'adapter', 'dyt')
+    ]
+    for row, launched in zip(rows[3:], rows[:3], strict=True):
+        assert tuple(row) == COLUMNS and row['split_ms'] is None and row['peak_memory_mb'] is None
+        assert {row[name] == launched[name] for name in ('executor', 'measured_rate', 'gmacs', 'mac_ratio')} == {True}
+    assert rows[3]['time_ratio'] == 1  # replayed ones are measured by the replayed dense model
+    about = dict(gates='random', images='generated', part='model', rounds=3, threads=1, machine=machine())
+    lines = [line.split() for line in table(dict(rows=rows) | about).splitlines()]
+    modes = [('graph' in line, line[-1] == '-') for line in lines if line and line[0] in ('dense', 'adapter', 'dyt')]
+    assert modes == [(False, False)] * 3 + [(True, True)] * 3
+
+
+def test_without_a_dense_graph_no_graph_has_a_row(rows_with_graphs):
+    rows, failed = rows_with_graphs(fail_dense=True)
+    assert [row['cuda_graph'] for row in rows] == [False] * 3
+    base = 'there is no dense model to measure it by'
+    assert [(one['variant'], one['reason'] == base) for one in failed] == [
+        ('dense graph', False), ('adapter graph', True), ('dyt mlp rate=0.5 graph', True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('inference', 'rule', 'message'),
+    [
+        ('auto', dict(capacity=0.5), None),
+        ('fixed', dict(capacity=0.5), None),
+        ('masked', dict(threshold=0.0), None),
+        ('packed', dict(capacity=0.5), "got 'packed' with a capacity in"),
+        ('auto', dict(threshold=0.0), "got 'auto' with a threshold in"),
+        ('packed', dict(threshold=0.0), "got 'packed' with a threshold in"),
+    ],
+)
+def test_a_graph_is_refused_of_what_waits_for_the_gpu(inference, rule, message):
+    network = Network(builder(inference=inference)())
+    for branch in dynamic_branches(network).values():
+        branch.dispatcher.set_rule(**rule)
+    if message is None:
+        check_capturable(network)
+        return
+    with pytest.raises(ValueError) as info:
+        Replayed(network)(torch.zeros(1, 3, 32, 32))  # before it asks for a GPU
+    first = next(iter(dynamic_branches(network)))
+    assert f'{message} {first}. Take --inference fixed' in str(info.value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_a_graph_gives_what_the_network_gives_of_each_batch():
+    network = Network(builder(inference='fixed')()).cuda()
+    for branch in dynamic_branches(network).values():
+        branch.dispatcher.set_rule(capacity=0.5)
+    replayed = Replayed(network)
+    with torch.no_grad():
+        for _ in range(2):
+            batch = torch.randn(2, 3, 32, 32, device='cuda')
+            torch.testing.assert_close(replayed(batch).clone(), network(batch))
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ from mmdyt.engine.benchmark.request import BenchmarkRequest
         (dict(dispatch=('all',)), "dispatch must be one of ['mlp', 'attn', 'attn_mlp', 'layer'], got 'all'."),
         (dict(dispatch=('mlp',), keys=('all',)), "keys must be 'active' with dispatch='mlp'"),
         (dict(inference=('fixed',), rate=(0.5,), rule='threshold'), "inference must not be 'fixed' with rule="),
+        (dict(cuda_graphs=True, device=('cpu',)), 'cuda_graphs must be left out on a CPU, got it for cpu.'),
         (dict(part='head'), "part must be one of ['model', 'backbone'], got 'head'."),
     ],
 )

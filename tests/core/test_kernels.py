@@ -119,7 +119,13 @@ def cases() -> dict:
         for dtype in kernels.HALVES:
             for spoilt in (plain, nan_tokens, infinite_tokens):
                 found[f'updates {images} {tokens} {width} {bottleneck} {dtype} {spoilt.__name__}'] = partial(
-                    updates, images=images, tokens=tokens, width=width, bottleneck=bottleneck, dtype=dtype, spoilt=spoilt
+                    updates,
+                    images=images,
+                    tokens=tokens,
+                    width=width,
+                    bottleneck=bottleneck,
+                    dtype=dtype,
+                    spoilt=spoilt,
                 )
     found['updates of themselves'] = partial(
         updates, images=2, tokens=9, width=48, bottleneck=8, dtype=FP16, spoilt=plain, same=True

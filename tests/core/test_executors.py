@@ -4,6 +4,7 @@ import pytest
 import torch
 from doubles import MLP
 
+from mmdyt.core import kernels
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.executors import masked, packed, split
 
@@ -43,6 +44,26 @@ def test_packed_writes_into_transposed_tokens_too():
         torch.testing.assert_close(
             packed(mlp, x, x + 1, decided(mask)), masked(mlp, x, x + 1, decided(mask)), rtol=0, atol=1e-6
         )
+
+
+@pytest.mark.parametrize('transposed', [False, True])
+def test_packed_adds_by_the_kernel_where_that_is_usable(monkeypatch, transposed):
+    calls = []
+
+    def add_rows(out, rows, update):
+        assert out.is_contiguous() and out.shape == (26, 16) and update.shape == (len(rows), 16)
+        calls.append(rows)
+        return out.index_add_(0, rows, update)
+
+    monkeypatch.setattr(kernels, 'usable', lambda x: True)
+    monkeypatch.setattr(kernels, 'add_rows', add_rows)
+    mlp, mask = MLP(16), masks(2, 13)['some']
+    x = torch.randn(2, 16, 13).transpose(1, 2) if transposed else torch.randn(2, 13, 16)
+    with torch.no_grad():
+        found = packed(mlp, x, x + 1, decided(mask))
+        torch.testing.assert_close(found, masked(mlp, x, x + 1, decided(mask)), rtol=0, atol=1e-6)
+    (rows,) = calls
+    assert torch.equal(rows, mask.flatten().nonzero().squeeze(1))
 
 
 def test_packed_runs_the_branch_on_active_tokens_only():

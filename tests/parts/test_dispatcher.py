@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn as nn
 
+from mmdyt.core import kernels
 from mmdyt.core.dispatch import gumbel_sigmoid, hard_mask, straight_through
 from mmdyt.core.tokens import TokenState
 from mmdyt.parts.dispatcher import RandomDispatcher, SampleDispatcher, TokenDispatcher
@@ -23,6 +24,44 @@ def test_mask_is_exactly_zero_or_one(training, dtype):
     mask, logits = dispatch.mask, dispatch.logits
     assert set(mask.unique().tolist()) == {0.0, 1.0}
     assert logits.dtype in (torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize(
+    ('tokens', 'dtype', 'gate', 'kernels_run'),
+    [
+        ('dense', torch.float32, torch.float32, ['gate', 'order']),
+        ('dense', torch.bfloat16, torch.float32, ['gate', 'order']),
+        ('transposed', torch.float32, torch.float32, ['order']),
+        ('dense', torch.bfloat16, torch.bfloat16, ['order']),
+        ('dense', torch.float64, torch.float64, []),
+    ],
+)
+def test_the_kernels_decide_what_the_plain_path_decides(monkeypatch, tokens, dtype, gate, kernels_run):
+    torch.manual_seed(0)
+    dispatcher = dispatcher_with(torch.randn(8)).to(gate).eval()
+    dispatcher.set_rule(capacity=0.4)
+    x = torch.randn(3, 11, 8, dtype=dtype)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if tokens == 'transposed' else x
+    with torch.no_grad():
+        expected, calls = dispatcher(x), []
+
+        def gate_logits(x, weight, bias):
+            assert weight.shape == (1, 8) and bias.shape == (1,) and weight.dtype == bias.dtype == torch.float32
+            calls.append('gate')
+            return nn.functional.linear(x.float(), weight, bias)
+
+        def order_tokens(logits, active, prefix):
+            assert logits.shape == (3, 10, 1) and (active, prefix) == (expected.active, 1)
+            calls.append('order')
+            return expected.order, expected.rows()
+
+        monkeypatch.setattr(kernels, 'usable', lambda x: True)
+        monkeypatch.setattr(kernels, 'gate_logits', gate_logits)
+        monkeypatch.setattr(kernels, 'order_tokens', order_tokens)
+        found = dispatcher(x)
+    assert calls == kernels_run
+    assert torch.equal(found.logits, expected.logits) and torch.equal(found.order, expected.order)
+    assert torch.equal(found.mask, expected.mask) and torch.equal(found.rows(), expected.rows())
 
 
 @pytest.mark.parametrize('mode', [True, False])

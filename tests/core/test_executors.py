@@ -46,19 +46,20 @@ def test_packed_writes_into_transposed_tokens_too():
         )
 
 
+@pytest.mark.parametrize('batch', [1, 2])  # of one image the transposed tokens can be flattened without a copy
 @pytest.mark.parametrize('transposed', [False, True])
-def test_packed_adds_by_the_kernel_where_that_is_usable(monkeypatch, transposed):
+def test_packed_adds_by_the_kernel_where_that_is_usable(monkeypatch, transposed, batch):
     calls = []
 
     def add_rows(out, rows, update):
-        assert out.is_contiguous() and out.shape == (26, 16) and update.shape == (len(rows), 16)
+        assert out.is_contiguous() and out.shape == (batch * 13, 16) and update.shape == (len(rows), 16)
         calls.append(rows)
         return out.index_add_(0, rows, update)
 
     monkeypatch.setattr(kernels, 'usable', lambda x: True)
     monkeypatch.setattr(kernels, 'add_rows', add_rows)
-    mlp, mask = MLP(16), masks(2, 13)['some']
-    x = torch.randn(2, 16, 13).transpose(1, 2) if transposed else torch.randn(2, 13, 16)
+    mlp, mask = MLP(16), masks(batch, 13)['some']
+    x = torch.randn(batch, 16, 13).transpose(1, 2) if transposed else torch.randn(batch, 13, 16)
     with torch.no_grad():
         found = packed(mlp, x, x + 1, decided(mask))
         torch.testing.assert_close(found, masked(mlp, x, x + 1, decided(mask)), rtol=0, atol=1e-6)

@@ -50,7 +50,7 @@ CLASSES = {
     CrossAttentionAggregator: dict(dim=8, num_heads=2),
     CalibrationRequest: {},
     CalibrationHook: {},
-    EvidenceHook: {},
+    EvidenceHook: dict(feature_weight=1.0),
     TauScheduleHook: {},
     ClipRandAugment: {},
     OpenClip: {},

@@ -52,6 +52,20 @@ class DispatchRecord:
         """Whether passes of this thread are recorded; hooks of a model are called in every thread."""
         return all(self in asked_of(RECORDS, branch) for branch in self._name_of)
 
+    def of_pass(self, index: int = -1) -> dict[str, Dispatch]:
+        """What each dispatched branch decided in one forward pass, by module name.
+
+        Args:
+            index: Of the pass since the last :meth:`clear`, from 0; -1 is the last one.
+
+        Raises:
+            ValueError: If there was no such pass.
+        """
+        for name, passes in self.dispatches.items():
+            if not -len(passes) <= index < len(passes):
+                raise ValueError(f'index must be that of one of {len(passes)} passes of {name}, got {index}.')
+        return {name: passes[index] for name, passes in self.dispatches.items()}
+
     def flat(self) -> list[Dispatch]:
         """All dispatches, network order first, then order of the forward passes."""
         return [dispatch for passes in self.dispatches.values() for dispatch in passes]

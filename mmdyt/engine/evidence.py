@@ -109,10 +109,15 @@ class EvidenceHook(Hook):
             with the parameters of the end of stage 1, by this weight
             (:class:`mmdyt.core.teacher.FeatureTeacher`). Costs a forward pass without gradients in each step.
         per_mac: Fit evidence per multiply-add, for branches that differ in cost (``attn_mlp``).
+        inactive_weight: >= 0; a cell of the features that skipped everything since the level before counts 1 + this as
+            much in that loss as one that ran everything, their mean made 1
+            (:func:`mmdyt.core.levels.inactive_weights`). For backbones that give maps. 0 counts all cells alike.
+            # differs from paper: opt-in.
 
     Raises:
         ValueError: If an argument is out of range, or, before training, if the model has no dispatchers, or such that
-            sample their masks, or a rate loss, or if weights are averaged (``EMAHook``).
+            sample their masks, or a rate loss, or no maps to weigh the cells of, or if weights are averaged
+            (``EMAHook``).
     """
 
     priority = 'LOW'  # after whatever changes the model, before CheckpointHook
@@ -124,6 +129,7 @@ class EvidenceHook(Hook):
         num_batches: int = 8,
         feature_weight: float = 0.0,
         per_mac: bool = False,
+        inactive_weight: float = 0.0,
     ):
         if not (is_number(begin) and 0 <= begin < 1):
             raise ValueError(f'begin must lie in [0, 1), got {begin!r}.')
@@ -132,11 +138,16 @@ class EvidenceHook(Hook):
         check_batches(num_batches)
         if not (is_number(feature_weight) and feature_weight >= 0):
             raise ValueError(f'feature_weight must be at least 0, got {feature_weight!r}.')
+        if not (is_number(inactive_weight) and inactive_weight >= 0):
+            raise ValueError(f'inactive_weight must be at least 0, got {inactive_weight!r}.')
+        if inactive_weight and not feature_weight:
+            raise ValueError(f'inactive_weight must be 0 without a feature_weight, got {inactive_weight}.')
         self.begin = begin
         self.end = end
         self.num_batches = num_batches
         check_switches(per_mac=per_mac)
         self.feature_weight = feature_weight
+        self.inactive_weight = inactive_weight
         self.per_mac = per_mac
         self._teacher: dict[str, torch.Tensor] | None = None  # of the checkpoint that is resumed
         self._open = ExitStack()
@@ -156,6 +167,12 @@ class EvidenceHook(Hook):
                 raise ValueError(f'{name}.dispatcher must not sample with mmdyt.EvidenceHook, got noise=True.')
         if getattr(host, 'rate_weight', 0):
             raise ValueError(f'rate_weight must be 0 with mmdyt.EvidenceHook, got {host.rate_weight}.')
+        out_type = getattr(host.backbone, 'out_type', None)
+        if self.inactive_weight and out_type != 'featmap':
+            raise ValueError(
+                f"inactive_weight must be 0 unless the backbone gives maps (out_type='featmap'), got "
+                f'{self.inactive_weight} with out_type={out_type!r}.'
+            )
         self._fit_at = self._first(runner)
         if runner.iter <= self._fit_at:
             set_threshold(token_dispatchers(host), -math.inf)
@@ -166,7 +183,7 @@ class EvidenceHook(Hook):
                 raise ValueError(
                     f'feature_weight must be 0 for a checkpoint without a teacher, got {self.feature_weight}.'
                 )
-            host.set_teacher(FeatureTeacher(host.backbone, self.feature_weight, self._teacher))
+            host.set_teacher(self._teacher_of(host, self._teacher))
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Remember the teacher of a run that goes on."""
@@ -202,6 +219,10 @@ class EvidenceHook(Hook):
         set_threshold(token_dispatchers(host), threshold.item())
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
+    def _teacher_of(self, host: nn.Module, tensors: dict[str, torch.Tensor] | None = None) -> FeatureTeacher:
+        """The teacher of a host, as it is now or was saved."""
+        return FeatureTeacher(host.backbone, self.feature_weight, tensors, self.inactive_weight)
+
     def _first(self, runner) -> int:
         """The iteration in which stage 2 begins: not before the first step of the optimizer.
 
@@ -224,7 +245,7 @@ class EvidenceHook(Hook):
                 for parameter in part.parameters():
                     broadcast(parameter.data)
         if self.feature_weight:
-            host.set_teacher(FeatureTeacher(host.backbone, self.feature_weight))
+            host.set_teacher(self._teacher_of(host))
         runner.logger.info(fit_sentence(explained))
 
 

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from mmdyt.core.dispatch import Dispatch
+from mmdyt.core.levels import level_masks
 from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
-from mmdyt.core.observe import complete_model, record_dispatch
+from mmdyt.core.observe import DispatchRecord, complete_model, record_dispatch
 
 
 class Pass(NamedTuple):
@@ -23,12 +24,14 @@ class Pass(NamedTuple):
         losses: The host's own.
         dispatches: What was decided, of all branches.
         features: Inputs and outputs of each pass of the backbone.
+        record: What was decided, by branch and pass of the backbone; None where nothing is.
     """
 
     logits: Tensor | None
     losses: dict
     dispatches: list[Dispatch]
     features: list[tuple[tuple, tuple]]
+    record: DispatchRecord | None = None
 
 
 class Passes:
@@ -53,7 +56,7 @@ class Passes:
                 logits, losses = self._run()
         finally:
             handle.remove()
-        return Pass(logits, losses, record.flat(), features)
+        return Pass(logits, losses, record.flat(), features, record)
 
     @cached_property
     def complete(self) -> Pass:
@@ -72,8 +75,20 @@ def feature_term(host: Any, passes: Passes) -> dict:
     """Distance of the features from those of the host's teacher, the mean over the passes of the backbone."""
     if host.teacher is None:
         return {}
-    terms = [host.teacher.loss(host.backbone, args, out) for args, out in passes.dynamic.features]
+    terms = [
+        host.teacher.loss(host.backbone, args, out, _feature_masks(host, passes, index))
+        for index, (args, out) in enumerate(passes.dynamic.features)
+    ]
     return dict(loss_features=sum(terms) / len(terms))
+
+
+def _feature_masks(host: Any, passes: Passes, index: int) -> tuple[Tensor, ...] | None:
+    """Active shares of the cells of one pass's features, level by level, where the teacher weighs by them."""
+    if not host.teacher.inactive_weight:
+        return None
+    decided, (_, features) = passes.dynamic.record.of_pass(index), passes.dynamic.features[index]
+    # padding skips, but nothing is missed there: it counts as little as what ran
+    return level_masks(decided, host.backbone.out_indices, features[0], padded=1.0)
 
 
 def rate_term(host: Any, passes: Passes) -> dict:

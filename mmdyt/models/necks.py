@@ -115,6 +115,11 @@ class MoEAdapterNeck(BaseModule):
         features = tuple(level(x) for level, x in zip(self.levels, features, strict=True))
         return features if self.pyramid is None else self.pyramid(features)
 
+    @property
+    def scales(self) -> list[float]:
+        """The factor of each level's sides."""
+        return level_factors(self.pyramid, len(self.levels))
+
     def _check(self, features: tuple[Tensor, ...]) -> None:
         """Refuse what ``in_channels`` did not promise."""
         if not isinstance(features, list | tuple):
@@ -138,6 +143,29 @@ class MoEAdapterNeck(BaseModule):
                 raise ValueError(
                     f'features[{i}] must have {width} channels, as in_channels says, got shape {tuple(x.shape)}.'
                 )
+
+
+def level_factors(neck: nn.Module | None, levels: int) -> list[float]:
+    """By which factors a neck resizes the sides of a backbone's levels, one for each level behind it.
+
+    Args:
+        neck: Of mmseg (``Feature2Pyramid``, ``MultiLevelNeck``) or of this package; None resizes nothing.
+        levels: Of the backbone.
+
+    Raises:
+        ValueError: If the neck does not tell, or tells another number of levels.
+    """
+    if neck is None:
+        return [1.0] * levels
+    if hasattr(neck, 'rescales'):
+        factors = sorted(neck.rescales, reverse=True)  # what Feature2Pyramid does, whatever their order
+    elif hasattr(neck, 'scales'):
+        factors = list(neck.scales)
+    else:
+        raise ValueError(f'neck must tell its factors, by rescales or scales, got a {type(neck).__name__}.')
+    if levels not in (1, len(factors)):  # of a single level MultiLevelNeck makes all
+        raise ValueError(f'neck must have a factor for each of {levels} levels, got {factors}.')
+    return factors
 
 
 def _per_level(values) -> list:

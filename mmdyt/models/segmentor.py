@@ -5,8 +5,11 @@ from mmseg.models import EncoderDecoder
 from torch import Tensor, nn
 
 from mmdyt.core.grid import windows
+from mmdyt.core.levels import level_masks, resize_masks
+from mmdyt.core.observe import DispatchRecord
 from mmdyt.core.options import is_integer
 from mmdyt.models.dynamic_model import DynamicModel
+from mmdyt.models.necks import level_factors
 from mmdyt.registry import MODELS
 
 
@@ -65,6 +68,32 @@ class DyTEncoderDecoder(DynamicModel, EncoderDecoder):
                 scores[place] += found[:, i]
                 seen[place] += 1
         return scores / seen
+
+    def level_masks(
+        self, record: DispatchRecord, inputs: Tensor, index: int = -1, padded: float = 0.0
+    ) -> tuple[Tensor, ...]:
+        """Which share of the decisions below each level that the heads read was for a token to run, cell by cell.
+
+        For heads and losses that treat skipped cells otherwise; stock heads need not know. See
+        :func:`mmdyt.core.levels.level_masks`, whose masks are resized here as the neck resizes the features.
+
+        Args:
+            record: Of a pass: ``with record_dispatch(model) as record: features = model.extract_feat(inputs)``.
+            inputs: What that pass was given, images or windows (B, 3, H, W); their shape and device are read only.
+            index: Of the pass within the record, from 0; -1 is the last one.
+            padded: Value of cells that lie wholly in padding, in [0, 1].
+
+        Returns:
+            (B, 1, h, w) for each level, h x w as the features behind the neck have it.
+
+        Raises:
+            ValueError: If ``inputs`` are not those of the pass, or the neck does not tell how it resizes.
+        """
+        grid = inputs.new_empty(inputs.shape[0], 1, *self.backbone.grid(*inputs.shape[-2:]))
+        masks = level_masks(record.of_pass(index), self.backbone.out_indices, grid, padded)
+        factors = level_factors(self.neck if self.with_neck else None, len(masks))
+        masks = masks * len(factors) if len(masks) == 1 else masks
+        return tuple(resize_masks(mask, factor) for mask, factor in zip(masks, factors, strict=True))
 
     def logits_module(self) -> nn.Module:
         """The layer that classifies the decode head's pixels."""

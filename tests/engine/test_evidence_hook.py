@@ -33,7 +33,8 @@ model = dict(
         dispatcher=dict(noise=False), substitute=dict(type='mmdyt.MeanUpdate'), tuned=('adapter', 'substitute')))
 custom_hooks = [
     *_base_.custom_hooks,
-    dict(type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2, feature_weight=0.5),
+    dict(
+        type='mmdyt.EvidenceHook', begin=0.5, end=0.8, num_batches=2, feature_weight=0.5, inactive_weight=4.0),
     dict(type='mmdyt.CalibrationHook', rule='global'),
 ]
 """
@@ -135,6 +136,17 @@ def test_a_run_that_began_without_a_teacher_cannot_go_on_with_one(staged, run_to
     args = '--work-dir', tmp_path / 'run', '--resume', tmp_path / 'plain.pth', '--cfg-options'
     with pytest.raises(ValueError, match='feature_weight must be 0 for a checkpoint without a teacher, got 0.5'):
         run_tool('train', config, *args, 'train_cfg.max_iters=9')
+
+
+def test_cells_that_skipped_count_more_once_some_skip(staged, run_tool, tmp_path):
+    """In the first step of the teacher every token runs."""
+    work_dir, config = staged
+    resume = '--work-dir', tmp_path, '--resume', work_dir / 'iter_3.pth', '--cfg-options'
+    run_tool('train', config, *resume, 'custom_hooks.3.inactive_weight=0.0', 'train_cfg.val_interval=7')
+    plain = [row['loss_features'] for row in rows(tmp_path) if 'loss_features' in row]
+    found = [row['loss_features'] for row in rows(work_dir) if 'loss_features' in row]
+    assert found[0] == pytest.approx(plain[0])
+    assert found[1] != pytest.approx(plain[1], rel=1e-3)
 
 
 @pytest.mark.parametrize('first', [3, 4])
@@ -251,6 +263,8 @@ def test_a_fit_that_is_refused_leaves_the_model_as_it_was():
         (dict(end=1.1), r'end must lie in .*, got 1.1'),
         (dict(feature_weight=-1.0), 'feature_weight must be at least 0, got -1.0'),
         (dict(num_batches=0), 'num_batches must be at least 1, got 0'),
+        (dict(feature_weight=1.0, inactive_weight=-1.0), 'inactive_weight must be at least 0, got -1.0'),
+        (dict(inactive_weight=1.0), 'inactive_weight must be 0 without a feature_weight, got 1.0'),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -265,6 +279,10 @@ def test_bad_arguments_are_refused(arguments, message):
         (
             ['model.backbone.dispatcher.noise=True'],
             'dispatcher must not sample with .*, got noise=True',
+        ),
+        (
+            ['model.backbone.out_type=raw'],
+            r"inactive_weight must be 0 unless the backbone gives maps \(out_type='featmap'\), got 4.0 with .*'raw'",
         ),
         (
             ['custom_hooks.0.type=EMAHook'],

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn as nn
 
-from mmdyt.core.observe import complete_model, dynamic_branches
+from mmdyt.core.levels import level_masks
+from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.models import DyTVisionTransformer
 
@@ -65,6 +66,32 @@ def test_the_gradient_reaches_the_model_and_not_the_teacher():
     teacher.loss(model, (images(),), model(images())).backward()
     assert dynamic_branches(model)['layers.0.dynamic.mlp'].adapter.up.weight.grad.any()
     assert not any(tensor.requires_grad for tensor in teacher.tensors.values())
+
+
+def test_cells_that_skipped_count_more_by_the_share_of_the_branches_that_they_skipped():
+    model = build(out_type='featmap')
+    plain, weighing = FeatureTeacher(model, 3.0), FeatureTeacher(model, 3.0, inactive_weight=2.0)
+    with record_dispatch(model) as record:
+        features = model(images())
+    masks = level_masks(record.of_pass(), model.out_indices, features[0])
+    expected = []
+    for level, (student, teacher) in enumerate(zip(features, plain.features(model, images()), strict=True)):
+        dispatches = list(record.of_pass().values())[:2] if level == 0 else list(record.of_pass().values())[2:]
+        inactive = 1 - torch.stack([d.patch_mask for d in dispatches]).mean(0).view(2, 1, 4, 4)
+        weights = (1 + 2 * inactive) / (1 + 2 * inactive.mean())
+        assert 0 < inactive.mean() < 1
+        expected.append((weights * (student - teacher) ** 2).sum() / (teacher**2).sum())
+    found = weighing.loss(model, (images(),), features, masks)
+    torch.testing.assert_close(found, 3.0 * sum(expected) / 2)
+    assert not torch.allclose(found, plain.loss(model, (images(),), features), rtol=1e-3)
+
+
+def test_weights_have_no_gradient():
+    model = build(out_type='featmap')
+    mask = torch.rand(2, 1, 4, 4, requires_grad=True)
+    features = [feature.detach() for feature in model(images())]
+    loss = FeatureTeacher(model, 1.0, inactive_weight=1.0).loss(model, (images(),), features, [mask, mask])
+    assert not loss.requires_grad
 
 
 def test_tensors_of_another_model_are_refused():

@@ -98,7 +98,10 @@ class DynamicModel:
 
     def forward(self, inputs, data_samples=None, mode: str = 'tensor', **kwargs):
         """The host's; meanwhile the backbone knows what is padding."""
-        with showing(views_of(self, inputs, data_samples, mode)):
+        views = views_of(self, inputs, data_samples, mode)
+        if views is None:  # a compiled model must not change a context
+            return super().forward(inputs, data_samples, mode, **kwargs)
+        with showing(views):
             return super().forward(inputs, data_samples, mode, **kwargs)
 
     def loss(self, inputs, data_samples, **kwargs) -> dict:

@@ -10,6 +10,7 @@ from mmengine.structures import PixelData
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels before mmseg is imported
 from mmdyt.core.grid import windows
 from mmdyt.core.observe import complete_model, dynamic_branches, record_dispatch
+from mmdyt.engine.maps import MapRecorder, SampleMap
 
 # isort: split
 from mmseg.registry import MODELS
@@ -296,3 +297,42 @@ class TestCompleteModelLosses:
             norms.append((norm.running_mean, norm.momentum))
         assert norms[0][0].abs().sum() > 0 and norms[0][1] == norms[1][1] == 0.1
         torch.testing.assert_close(norms[0][0], norms[1][0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('stride', [(32, 32), (24, 40)])  # on cells, and between them
+def test_later_windows_take_over_what_earlier_ones_decided(model, stride):
+    model.eval()
+    slide, inputs = dict(mode='slide', crop_size=(64, 64), stride=stride), torch.randn(2, 3, 96, 128)
+    seen = {}
+    for reuses in (False, True):
+        model.test_cfg = Config(slide | dict(reuse_decisions=reuses))
+        with MapRecorder(model) as maps:
+            scores = [sample.seg_logits.data for sample in model(inputs, samples(2, 96, 128), mode='predict')]
+        looks = [sample.looks for sample in maps.take()]
+        seen[reuses] = scores, looks, [SampleMap([], one).consistency()['windows'] for one in looks]
+    for first, again in zip(*(seen[reuses][1] for reuses in (False, True)), strict=True):
+        assert torch.equal(first[0].masks, again[0].masks)  # the first window decides as ever
+    on_cells = stride == (32, 32)
+    for before, after in zip(seen[False][2], seen[True][2], strict=True):
+        assert before < 0.9 < after and (after == 1.0 or not on_cells)
+    if on_cells:  # every cell has one decision, that of the first window which saw it
+        for sample in SampleMap([], seen[True][1][0]), SampleMap([], seen[True][1][1]):
+            assert set(sample.activation().unique().tolist()) <= {0.0, 1.0}
+    with complete_model(model):  # nothing is decided, and nothing remembered
+        complete = [sample.seg_logits.data for sample in model.predict(inputs)]
+        model.test_cfg = Config(slide)
+        torch.testing.assert_close([sample.seg_logits.data for sample in model.predict(inputs)], complete)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(reuse_decisions='yes'), "test_cfg.reuse_decisions must be True or False, got 'yes'"),
+        (dict(reuse_decisions=True, windows_per_pass=2), 'test_cfg.windows_per_pass must be 1 with reuse_decisions'),
+    ],
+)
+def test_reuse_is_refused_where_it_cannot_be(cfg, options, message):
+    cfg.model.test_cfg = dict(mode='slide', crop_size=(64, 64), stride=(32, 32), **options)
+    with pytest.raises(ValueError, match=message):
+        MODELS.build(cfg.model)

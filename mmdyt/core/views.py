@@ -62,7 +62,7 @@ class ViewTracker:
         self._flips = [(meta.get('flip_direction') or 'horizontal') if meta.get('flip') else 'none' for meta in metas]
         test_cfg = getattr(self._host, 'test_cfg', None) or {}
         self._places = [(0, 0, height, width)]
-        if test_cfg.get('mode') == 'slide':
+        if test_cfg.get('mode') == 'slide' and {'crop_size', 'stride'} <= set(test_cfg):  # else the host will complain
             self._places = windows((height, width), test_cfg['crop_size'], test_cfg['stride'])
 
     @property

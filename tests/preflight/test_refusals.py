@@ -103,5 +103,5 @@ def test_a_bug_in_a_part_stays_one(fails):
 
 
 def test_what_our_own_code_stumbles_over_is_a_bug():
-    with pytest.raises(AttributeError, match='patch_mask'), part('model'):
+    with pytest.raises(AttributeError, match='counted'), part('model'):
         activation_rate([1])

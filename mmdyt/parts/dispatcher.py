@@ -216,7 +216,8 @@ class SampleDispatcher(TokenDispatcher):
         if state is None or state.padding is None or not x.shape[1]:
             return self._linear(x.mean(dim=1, keepdim=True))
         counts = (~state.padding).to(x.dtype).unsqueeze(-1)
-        return self._linear((x * counts).sum(dim=1, keepdim=True) / counts.sum(dim=1, keepdim=True))
+        number = counts.sum(dim=1, keepdim=True).clamp(min=1)  # a window may lie wholly in padding
+        return self._linear((x * counts).sum(dim=1, keepdim=True) / number)
 
     def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
         """The decision about an image for each of its tokens."""

@@ -183,6 +183,16 @@ def test_thresholds_evidence_and_mean_updates_are_those_of_tokens_that_count(cfg
     assert counts == [sum(SHOWN)] * 4
 
 
+@pytest.mark.parametrize('kind', ['SampleDispatcher', 'CellDispatcher', 'TokenDispatcher'])
+def test_a_window_of_nothing_but_padding_decides_nothing_and_breaks_nothing(cfg, kind):
+    model = build(cfg, dispatcher=dict(type=f'mmdyt.{kind}')).eval()
+    model.test_cfg.update(mode='slide', crop_size=(32, 32), stride=(32, 32))
+    with torch.no_grad(), CostCounter(model) as counter:
+        run(model, 'predict')  # the last image ends above the second row of windows
+        counter.add_images(3)
+    assert counter.costs().broken() == ([], [])
+
+
 def test_nothing_is_known_of_stock_passes_other_threads_and_whole_batches(cfg):
     model = build(cfg).eval()
     seen = []

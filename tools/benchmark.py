@@ -222,7 +222,7 @@ def check_dispatched(args: argparse.Namespace, host: nn.Module) -> None:
 
 def with_defaults(args: argparse.Namespace, request: BenchmarkRequest, host: nn.Module) -> BenchmarkRequest:
     """The request with the rate and the rule that the model's dispatchers allow, where the user named none."""
-    dispatchers = [branch.dispatcher for branch in dynamic_branches(host).values()]
+    dispatchers = [branch.dispatcher.decider for branch in dynamic_branches(host).values()]
     if args.rule is None and not all(dispatcher.per_token for dispatcher in dispatchers):
         request = replace(request, rule='threshold')
     if any(dispatcher.adjustable for dispatcher in dispatchers) and not request.rate and not args.checkpoint:

@@ -185,9 +185,12 @@ class DynamicBranch(nn.Module):
         if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self._learns_now()):
             # what is read is always active, and attends to all: there is nothing to decide about any patch token
             return EveryToken(x[:, : state.read], state.prefix + state.prompts)
+        if self.dispatcher.decider is not self.dispatcher:  # decided below, rules and all
+            return self.dispatcher(x, state)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
-        return without_padding(with_broken_tokens(decided, x), state.padding)
+        state.decided[self.dispatcher] = without_padding(with_broken_tokens(decided, x), state.padding)
+        return state.decided[self.dispatcher]
 
     def _executor(self, dispatch: Dispatch, state: TokenState) -> str:
         """Which executor runs now; tells the state where it skips nothing that could be skipped."""

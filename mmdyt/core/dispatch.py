@@ -36,6 +36,11 @@ class Dispatch:
         return self._mask
 
     @property
+    def tokens(self) -> int:
+        """N."""
+        return self.mask.shape[1]
+
+    @property
     def patch_mask(self) -> Tensor:
         """(B, N - P, 1): the mask of the patch tokens, the ones that rates are counted on."""
         return self.mask[:, self.num_prefix_tokens :]
@@ -94,6 +99,11 @@ class BestTokens(Dispatch):
         return self._mask
 
     @property
+    def tokens(self) -> int:
+        """N, for which no mask is made."""
+        return self.order.shape[1]
+
+    @property
     def learnt(self) -> bool:
         """Never: an order has no gradient."""
         return False
@@ -135,6 +145,11 @@ class EveryToken(Dispatch):
             shape, options = self._like
             self._mask = torch.ones((), **options).expand(*shape, 1)
         return self._mask
+
+    @property
+    def tokens(self) -> int:
+        """N, for which no mask is made."""
+        return self._like[0][1]
 
 
 def best_tokens(logits: Tensor, capacity: float, num_prefix_tokens: int) -> BestTokens:

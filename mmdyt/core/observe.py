@@ -117,7 +117,7 @@ def decisions(model: nn.Module, rules: Rule | Mapping[str, Rule]) -> Iterator[No
         model: Its branches with a dispatcher are those that decide something.
         rules: ``rule(dispatcher, x, state)`` gives the :class:`~mmdyt.core.dispatch.Dispatch` of tokens x (B, N, C); it
             may ask the dispatcher. One for all branches, or by branch name as in :func:`dynamic_branches`; branches
-            that are not named decide as before.
+            that are not named decide as before. A branch that takes over an earlier one's decision goes on doing so.
 
     Raises:
         KeyError: If there is no such branch.

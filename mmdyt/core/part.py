@@ -93,6 +93,11 @@ class Dispatcher(Part):
     noise: bool = False  # whether training samples, and reads no rule
     rate: float | None = None  # of the active patch tokens, where it is fixed
 
+    @property
+    def decider(self) -> 'Dispatcher':
+        """The dispatcher whose decision this is: itself, or that of an earlier layer."""
+        return self
+
     @classmethod
     def add_to(cls, block: Any, site: str | None = None, **options) -> None:
         """Attach one for each dispatched branch, or for that at ``site``; width and prefix are filled in."""

@@ -1,6 +1,8 @@
 """What is known of the tokens in one pass through a network."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ class TokenState:
         frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
         padding: (B, patch tokens) bool, those that lie wholly in padding: never dispatched or counted; None is none.
         read: Leading tokens whose result the last block must give; None is all of them.
+        decided: What was decided in this pass, by dispatcher; branches tell it, for layers that share a decision.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
         dense: Whether a branch ran all tokens since skipping them would have taken longer; branches tell it.
     """
@@ -29,6 +32,7 @@ class TokenState:
     frames: int = 1
     padding: Tensor | None = None
     read: int | None = None
+    decided: dict[Hashable, Any] = field(default_factory=dict)
     unskipped: bool = False
     dense: bool = False
 

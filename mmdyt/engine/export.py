@@ -114,10 +114,10 @@ def capacities(host: nn.Module) -> dict[str, float]:
         if dispatch.active is None:
             raise ValueError(
                 f'dispatchers must have a capacity for the model to be exported, got a '
-                f'{type(branches[name].dispatcher).__name__} without one in {name}. Calibrate the checkpoint with '
-                'tools/calibrate.py CONFIG CHECKPOINT OUT --per-image, or give this tool a --target-rate.'
+                f'{type(branches[name].dispatcher.decider).__name__} without one in {name}. Calibrate the checkpoint '
+                'with tools/calibrate.py CONFIG CHECKPOINT OUT --per-image, or give this tool a --target-rate.'
             )
-        found[name] = branches[name].dispatcher.capacity
+        found[name] = branches[name].dispatcher.decider.capacity
     return found
 
 

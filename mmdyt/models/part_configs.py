@@ -1,7 +1,7 @@
 """Configs of parts: which classes they name, and the short arguments of a backbone as a list of them."""
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from types import MappingProxyType
 
@@ -11,6 +11,7 @@ from mmdyt.core.options import is_integer
 from mmdyt.core.part import Part
 from mmdyt.registry import MODELS
 
+DECIDE_PER = ('layer', 'level')
 ADAPTER = MappingProxyType(dict(type='mmdyt.Adapter'))
 DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
 
@@ -43,9 +44,30 @@ def part_class(config: Mapping) -> type[Part]:
 
 
 def as_parts(
-    dispatch: str, adapter: Mapping | None, dispatcher: Mapping | None, substitute: Mapping | None
+    dispatch: str,
+    adapter: Mapping | None,
+    dispatcher: Mapping | None,
+    substitute: Mapping | None,
+    follow: Collection[int] = (),
+    depth: int = 0,
 ) -> list[dict]:
-    """What a backbone's short arguments mean: configs of parts, those of each dispatched branch together."""
+    """What a backbone's short arguments mean: configs of parts, those of each dispatched branch together.
+
+    Args:
+        dispatch: Which branch is dispatched.
+        adapter: Of each of these branches, as the two after it; None is none.
+        dispatcher: The same.
+        substitute: The same.
+        follow: Layers of ``depth`` that take over the decision of the layer before them.
+        depth: Layers.
+
+    Raises:
+        ValueError: If the dispatcher is to be in some layers only, and others to follow.
+    """
+    if follow and dispatcher is not None and dispatcher.get('layers') is not None:
+        raise ValueError(
+            f"decide_per must be 'layer' with dispatcher.layers, got {list(dispatcher['layers'])} with 'level'."
+        )
     found = []
     for site in DISPATCH[dispatch]:
         if adapter is not None:
@@ -53,7 +75,10 @@ def as_parts(
             # the frames of a clip are told by the pass: here it is only said that they share a mixture
             routing = dict(routing='clip') if frames_per_clip(adapter) > 1 else {}
             found.append(config | routing | dict(site=site))
-        found += [DISPATCHER | dispatcher | dict(site=site)] if dispatcher is not None else []
+        if dispatcher is not None:
+            decide = dict(layers=[i for i in range(depth) if i not in follow]) if follow else {}
+            found.append(DISPATCHER | dispatcher | decide | dict(site=site))
+            found += [dict(type='mmdyt.SameDecision', layers=list(follow), site=site)] if follow else []
         found += [dict(substitute, site=site)] if substitute is not None else []
     return found
 

@@ -11,15 +11,16 @@ from torch.func import functional_call
 
 from mmdyt.core.block import Place
 from mmdyt.core.padding import padding_of
-from mmdyt.core.part import Rewrite
+from mmdyt.core.part import Dispatcher, Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
 from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
-from mmdyt.models.vit_arguments import check_break_even, check_host, check_own, chosen, tell_of
+from mmdyt.models.vit_arguments import check_break_even, check_host, check_own, chosen, following, tell_of
 from mmdyt.models.vit_macs import ViTMacs
+from mmdyt.parts.same_decision import SameDecision
 from mmdyt.registry import MODELS
 
 register_parts()
@@ -59,6 +60,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             ``'all'``: inactive tokens stay as context (docs/methods.md).
         break_even: Share of active tokens from which on a branch runs all, since skipping would take longer; None is
             never. ``tools/benchmark.py --write-break-even`` measures it.
+        decide_per: Which layers decide: each ``'layer'``, the paper's, or one for each ``'level'`` that is read
+            (``out_indices``): the layers that feed a level have one map then, the decision of the first of them.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
@@ -90,13 +93,14 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         training: str = 'split',
         keys: str = 'active',
         break_even: float | None = None,
+        decide_per: str = 'layer',
         skip_unread: bool = False,
         tuned: Tuned | None = None,
         parts: Sequence[Mapping] | None = None,
         **vit,
     ):
         parts_given = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute)
-        check_own(dispatch, inference, training, keys, break_even, skip_unread, **parts_given)
+        check_own(dispatch, inference, training, keys, break_even, skip_unread, decide_per, **parts_given)
         check_host(arch, vit)
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
@@ -115,7 +119,10 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         self._open(dispatch, inference, training, keys)
         self.set_break_even(break_even)
         self.frames_per_clip = frames_per_clip(adapter)
-        self._add_parts([*as_parts(dispatch, adapter, dispatcher, substitute), *(parts or ())])
+        follow = following(self.out_indices, self.num_layers) if decide_per == 'level' else ()
+        short = as_parts(dispatch, adapter, dispatcher, substitute, follow, self.num_layers)
+        self._add_parts([*short, *(parts or ())])
+        self._share_decisions()
         self.skip_unread = skip_unread
         if skip_unread:
             self._check_unread_can_be_skipped()
@@ -155,6 +162,16 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         for kind, config in zip(kinds, configs, strict=True):
             if kind not in attached:
                 raise ValueError(f'parts must act somewhere in the network, got {dict(config)}, which does not.')
+
+    def _share_decisions(self) -> None:
+        """Tell those that follow whose decision it is: that of the layer before about the same branch."""
+        before: dict[str, Dispatcher] = {}
+        for layer in self.layers:
+            for site, branch in layer.branches().items():
+                if isinstance(branch.dispatcher, SameDecision):
+                    branch.dispatcher.follow(before.get(site))
+                elif branch.dispatcher is not None:
+                    before[site] = branch.dispatcher
 
     def paths(self) -> Mapping[str, str]:
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""

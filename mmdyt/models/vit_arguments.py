@@ -8,6 +8,7 @@ from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.executors import KEYS
 from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
 from mmdyt.core.tokens import TokenState
+from mmdyt.models.part_configs import DECIDE_PER
 
 SIZES = {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}  # that mmpretrain reads of an arch
 
@@ -17,7 +18,14 @@ class RunsDenseWarning(UserWarning):
 
 
 def check_own(
-    dispatch: str, inference: str, training: str, keys: str, break_even: float | None, skip_unread: bool, **parts
+    dispatch: str,
+    inference: str,
+    training: str,
+    keys: str,
+    break_even: float | None,
+    skip_unread: bool,
+    decide_per: str,
+    **parts,
 ) -> None:
     """Refuse arguments of ours that are out of range.
 
@@ -28,6 +36,7 @@ def check_own(
     check_choice(TRAINING, training=training)
     check_choice(INFERENCE, inference=inference)
     check_choice(KEYS, keys=keys)
+    check_choice(DECIDE_PER, decide_per=decide_per)
     if keys == 'all' and dispatch == 'mlp':
         raise ValueError("keys must be 'active' with dispatch='mlp', whose tokens attend to nothing, got 'all'.")
     check_break_even(break_even)
@@ -58,6 +67,17 @@ def check_host(arch: str | Mapping, vit: Mapping) -> None:
     _check_sizes(arch)
     _check_pixels(**{name: vit[name] for name in ('img_size', 'patch_size') if name in vit})
     check_probability(**{name: vit[name] for name in ('drop_rate', 'drop_path_rate') if name in vit})
+
+
+def following(levels: Sequence[int], depth: int) -> list[int]:
+    """Layers that decide nothing where one decision is made for each level: all but the first behind a level.
+
+    Args:
+        levels: Indices of the layers that levels are read behind.
+        depth: Layers.
+    """
+    first = {0, *(level + 1 for level in levels)}
+    return [i for i in range(depth) if i not in first]
 
 
 def chosen(layers: Sequence[int] | None, depth: int) -> list[int]:

@@ -19,7 +19,7 @@ HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook')
 TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
 FILLED_IN = {'self', 'block', 'options', 'dim', 'out_features', 'in_features', 'patch_values', 'num_prefix_tokens'}
 # of the backbone, which a method leaves alone
-SWITCHES = ('dispatch', 'keys', 'training', 'inference', 'break_even', 'skip_unread')
+SWITCHES = ('dispatch', 'keys', 'training', 'inference', 'break_even', 'decide_per', 'skip_unread')
 
 
 def known_methods() -> list[str]:

@@ -51,10 +51,12 @@ def check_per_image(dispatchers: dict[str, Dispatcher], per_image: bool) -> None
 def token_dispatchers(model: nn.Module) -> dict[str, Dispatcher]:
     """The dispatchers of a model that have a threshold, by the module name of their branch, in network order.
 
+    Where branches share a decision they share the dispatcher that makes it.
+
     Raises:
         ValueError: If there are none.
     """
-    found = {name: branch.dispatcher for name, branch in dynamic_branches(model).items()}
+    found = {name: branch.dispatcher.decider for name, branch in dynamic_branches(model).items()}
     found = {name: dispatcher for name, dispatcher in found.items() if dispatcher.adjustable}
     if not found:
         raise ValueError('model must have a dispatcher with a threshold, a TokenDispatcher, got none.')

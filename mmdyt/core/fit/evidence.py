@@ -7,7 +7,7 @@ it, gives logits that mean the same in every branch, and one threshold for all o
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -85,7 +85,8 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_m
 
     Evidence is that of a token's own update. Where active tokens attend to each other only (``attn``, ``layer``) what
     it gives to others as a key is not in it; with ``keys='all'`` that is never lost, and the evidence is complete. A
-    ``SampleDispatcher`` is fitted to single tokens, and then reads their mean.
+    ``SampleDispatcher`` is fitted to single tokens, and then reads their mean. Branches that share a decision have one
+    mask: its derivative is the sum of theirs, and evidence is that for each of them.
 
     Args:
         model: Runs in eval mode, with the masks that it has; inactive tokens have evidence too.
@@ -116,16 +117,25 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_m
                 found.add(inputs, outcomes)
     if not all(found.count for found in moments.values()):
         raise ValueError('losses must give finite evidence for some image, got none. Has training diverged?')
-    explained, costs = {}, _log_costs(model, reached) if per_mac else {}
+    explained, costs = {}, dict.fromkeys(dispatchers, 1.0)
+    if per_mac:
+        costs = _costs(model, {name: reached[deciding] for name, deciding in _deciding(dispatchers, moments).items()})
     with torch.no_grad():
         for name, found in moments.items():
             weight, bias, explained[name] = found.solve(ridge)
-            dispatchers[name].set_gate(weight, bias - costs.get(name, 0.0))
+            shared = sum(costs[other] for other, dispatcher in dispatchers.items() if dispatcher is dispatchers[name])
+            dispatchers[name].set_gate(weight, bias - math.log(shared))
     return explained
 
 
-def _log_costs(model: nn.Module, reached: Mapping[str, Reached]) -> dict[str, float]:
-    """Logarithm of what skipping saves, in units of the mean over the branches, by branch name."""
+def _deciding(dispatchers: Mapping[str, Dispatcher], names: Iterable[str]) -> dict[str, str]:
+    """The branch among some whose dispatcher decides for a branch, by its name, of those that have one."""
+    deciding = {dispatchers[name]: name for name in names}
+    return {name: deciding[dispatcher] for name, dispatcher in dispatchers.items() if dispatcher in deciding}
+
+
+def _costs(model: nn.Module, reached: Mapping[str, Reached]) -> dict[str, float]:
+    """What skipping saves, in units of the mean over the branches, by branch name."""
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, Block)}
     costs = {
         branch: block.token_macs(site, *reached[branch])
@@ -136,7 +146,7 @@ def _log_costs(model: nn.Module, reached: Mapping[str, Reached]) -> dict[str, fl
     if costs.keys() != reached.keys():
         raise ValueError('per_mac must be False for branches outside a mmdyt.core.block.Block, got True.')
     mean = sum(costs.values()) / len(costs)
-    return {name: math.log(cost / mean) for name, cost in costs.items()}
+    return {name: cost / mean for name, cost in costs.items()}
 
 
 def _log_evidence(

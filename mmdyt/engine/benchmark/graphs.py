@@ -55,7 +55,7 @@ def check_capturable(network: nn.Module) -> None:
     for name, branch in dynamic_branches(network).items():
         if branch.inference == 'masked':  # all tokens run
             continue
-        rule = 'a threshold' if getattr(branch.dispatcher, 'capacity', None) is None else 'a capacity'
+        rule = 'a threshold' if getattr(branch.dispatcher.decider, 'capacity', None) is None else 'a capacity'
         if branch.inference == 'packed' or rule == 'a threshold':
             raise ValueError(
                 f"inference must be 'fixed', by a capacity, in a CUDA graph, got {branch.inference!r} with {rule} in "

@@ -206,7 +206,7 @@ def count(network: Network, batches: Sequence[Tensor]) -> dict:
         patch tokens; None without dispatchers) and ``executor`` (what ran the dispatched branches; None likewise).
     """
     branches = dynamic_branches(network).values()
-    varies = any(getattr(branch.dispatcher, 'capacity', None) is None for branch in branches)
+    varies = any(getattr(branch.dispatcher.decider, 'capacity', None) is None for branch in branches)
     executors: dict[str, None] = {}
     with CostCounter(network) as counter, record_dispatch(network) as record:
         for batch in batches[: None if varies else 1]:

@@ -226,7 +226,7 @@ def _check_fixed(host: nn.Module, request: BenchmarkRequest, inference: str | No
     """Refuse ``fixed`` for dispatchers that keep a threshold."""
     if inference == 'fixed' and not request.rate:
         for name, branch in dynamic_branches(host).items():
-            dispatcher = branch.dispatcher
+            dispatcher = branch.dispatcher.decider
             if not (dispatcher.adjustable and dispatcher.per_token):
                 raise ValueError(f"inference must not be 'fixed' with the {type(dispatcher).__name__} of {name}.")
             if getattr(dispatcher, 'capacity', None) is None:

@@ -1,0 +1,53 @@
+"""One decision for several layers: those that follow take over what the layer before them decided."""
+
+from torch import Tensor
+
+from mmdyt.core.dispatch import Dispatch, EveryToken
+from mmdyt.core.part import Dispatcher
+from mmdyt.core.tokens import TokenState
+
+
+class SameDecision(Dispatcher):
+    """The decision of an earlier layer about the same branch, taken over: no gate, no cost, no gather index of its own.
+
+    So the layers that feed one level of a decoder have one map. Whatever changes the earlier decision (a rule from
+    outside, padding, tokens that are no numbers) changes this one; what is fitted or calibrated is the earlier gate,
+    and every layer that follows counts.  # differs from paper: opt-in.
+
+    Args:
+        **options: ``dim`` and ``num_prefix_tokens``, as all dispatchers get them; not used.
+
+    Shape:
+        (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1).
+    """
+
+    def __init__(self, **options):
+        super().__init__()
+        self._before: tuple[Dispatcher, ...] = ()  # not a child: the earlier layer owns it
+
+    def follow(self, before: Dispatcher | None) -> None:
+        """Say whose decision it is.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if before is None:
+            raise ValueError('layers must not begin with a SameDecision, which follows an earlier layer, got one.')
+        self._before = (before,)
+
+    @property
+    def decider(self) -> Dispatcher:
+        """The dispatcher that decides."""
+        return self._before[0] if self._before else self
+
+    def forward(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
+        """What was decided in this pass."""
+        prefix = 0 if state is None else state.prefix + state.prompts
+        if state is not None and x.shape[1] == prefix:  # no patch token is left to decide about
+            return EveryToken(x, prefix)
+        decided = None if state is None else state.decided.get(self.decider)
+        if decided is None:
+            raise ValueError('state must be that of a pass through the layer that decides, got none of it.')
+        if decided.tokens != x.shape[1]:
+            raise ValueError(f'tokens must be the {decided.tokens} that were decided about, got {x.shape[1]}.')
+        return decided

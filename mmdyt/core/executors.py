@@ -168,7 +168,12 @@ def choose(wanted: str, dispatch: Dispatch, break_even: float | None) -> str:
         active, tokens = dispatch.rows().shape[0], dispatch.mask.shape[:2].numel()
     else:  # of each image alike: how many images there are stays open in an export
         active, tokens = dispatch.active, dispatch.order.shape[1]
-    return 'masked' if active >= break_even * tokens else wanted
+    return 'masked' if runs_all(active, tokens, break_even) else wanted
+
+
+def runs_all(active: float, tokens: int, break_even: float | None) -> bool:
+    """Whether all of N tokens run a branch when some are active, since skipping the others would take longer."""
+    return break_even is not None and active >= break_even * tokens
 
 
 def _hidden(dispatch: Dispatch) -> Layout:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from mmdyt.core.branch import BranchRun
+from mmdyt.core.executors import runs_all
 from mmdyt.core.macs import Count, exact, norm_macs
 
 
@@ -107,8 +108,8 @@ class ViTMacs:
 
 
 def _ran(active: float, tokens: int, break_even: float | None) -> float:
-    """How many of N tokens run a branch when some are active: all where skipping the others would take longer."""
-    return tokens if break_even is not None and active >= break_even * tokens else active
+    """How many of N tokens run a branch when some are active."""
+    return tokens if runs_all(active, tokens, break_even) else active
 
 
 def _check_counts(counts: Iterable[Count], tokens: int) -> None:

@@ -73,6 +73,20 @@ def test_the_parts_of_the_cost_are_those_of_the_branches(runner):
         assert complete < 1.5 * sample.gmacs_dense
 
 
+@pytest.mark.parametrize('break_even', [0.3, 0.6, 1.0])
+def test_the_cost_jumps_where_all_tokens_run_at_once(runner, break_even):
+    runner.model.backbone.set_break_even(break_even)
+    for sample in collect(runner):
+        prefix, patches = runner.model.backbone.num_extra_tokens, sample.masks[0, 0].size
+        for cost in sample.costs:
+            shares, macs = map(np.array, zip(*cost.points, strict=True))
+            assert (np.diff(shares) > 0).all() and shares[-1] == 1
+            if break_even < 1:
+                jump = np.diff(macs).argmax()
+                assert shares[jump] == pytest.approx((break_even * (prefix + patches) - prefix) / patches)
+                assert (macs[jump + 1 :] == macs[-1]).all() and macs[jump] < 0.9 * macs[-1]
+
+
 def test_pictures_are_those_of_the_files(runner):
     sample = collect(runner)[0]
     if runner.task == 'segmentation':

@@ -1,6 +1,6 @@
 """Gather, while a host model is tested, what pictures of its dispatch are drawn from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch.nn as nn
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
+from mmdyt.core.executors import runs_all
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.engine.costs import GIGA, CostCounter
 from mmdyt.engine.host import branch_labels, find_host, is_recognizer
@@ -16,6 +17,7 @@ from mmdyt.engine.maps import MapRecorder, SampleMap
 from mmdyt.engine.visualize.sample import LayerCost, SampleDispatch
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+JUMP = 1e-9  # of a share, on both sides of where the cost jumps
 
 
 class Collector:
@@ -110,15 +112,19 @@ class Collector:
     def _costs_of(self, passes: dict[tuple[int, int], int], layers: Sequence[str]) -> list[LayerCost]:
         """As above, for a number of passes of each size, in pixels."""
         backbone = self._host.backbone
-        names = {label: name for name, label in branch_labels(list(dynamic_branches(backbone))).items()}
+        branches = dynamic_branches(backbone)
+        names = {label: name for name, label in branch_labels(list(branches)).items()}
         prefixes, costs = backbone.prefixes(), []
         for label in layers:
-            name, points = names[label], dict.fromkeys(SHARES, 0.0)
-            prefix = prefixes[int(name.split('.')[1])]
-            for (height, width), number in passes.items():
-                patches = backbone.num_patches(height, width)
-                macs = [float(backbone.macs(height, width, {name: prefix + share * patches})) for share in SHARES]
-                for share, cost in zip(SHARES, macs, strict=True):
+            name, prefix = names[label], prefixes[int(names[label].split('.')[1])]
+            break_even = branches[name].break_even
+            patches = {size: backbone.num_patches(*size) for size in passes}
+            points = dict.fromkeys(_shares(prefix, patches.values(), break_even), 0.0)
+            for size, number in passes.items():
+                active, tokens = [prefix + share * patches[size] for share in points], prefix + patches[size]
+                ran = [tokens if runs_all(count, tokens, break_even) else count for count in active]
+                macs = [float(backbone.macs(*size, {name: count})) for count in ran]
+                for share, cost in zip(points, macs, strict=True):
                     points[share] += number * (cost - macs[0])
             costs.append(LayerCost(label, tuple(points.items())))
         return costs
@@ -139,6 +145,19 @@ class Collector:
         """Whether pipelines of the host load pictures with red first."""
         preprocessor = self._host.data_preprocessor
         return is_recognizer(self._host) or getattr(preprocessor, 'to_rgb', True) is False
+
+
+def _shares(prefix: int, patches: Iterable[int], break_even: float | None) -> list[float]:
+    """Shares of active patch tokens between which the cost is nearly linear: it jumps where all tokens run at once.
+
+    Args:
+        prefix: Tokens that are always active.
+        patches: Patch tokens of the passes.
+        break_even: Share of all tokens from which on all run; None is never.
+    """
+    jumps = [] if break_even is None else [(break_even * (prefix + number) - prefix) / number for number in patches]
+    around = (jump + side for jump in jumps for side in (-JUMP, JUMP))
+    return sorted({*SHARES, *(share for share in around if 0 < share < 1)})
 
 
 def _of_samples(inputs) -> list[Tensor]:

@@ -76,7 +76,7 @@ def parse_args() -> argparse.Namespace:
 
 def configs(args: argparse.Namespace, work_dir: str) -> tuple[Config, Config, Config]:
     """The config of the training, of tests with the hook, and of tests without; data are loaded in this process."""
-    args.work_dir, args.launcher = work_dir, 'none'
+    args.work_dir, args.launcher, args.local_rank = work_dir, 'none', 0
     cfg = preflight.load_config(args)
     hooks = cfg.get('custom_hooks', [])
     if not any(hook['type'] == HOOK for hook in hooks):

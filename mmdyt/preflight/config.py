@@ -14,7 +14,7 @@ from .keys import check_options
 from .methods import known_methods, use_method
 from .names import name_of, near
 from .processes import check_launcher
-from .refusals import part
+from .refusals import part, warn
 from .resume import latest_checkpoint
 from .work_dir import check_folder
 
@@ -110,6 +110,10 @@ def use_amp(cfg: Config) -> None:
         cfg.optim_wrapper.type = 'mmdyt.CPUAmpOptimWrapper'
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             cfg.optim_wrapper.pop(name, None)
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            warn(
+                '--amp: this processor has no instructions for bf16. A step may take 10 times as long as without --amp.'
+            )
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:

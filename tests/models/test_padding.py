@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import PixelData
 
+import mmdyt.models.classifier  # noqa: F401
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels before mmseg is imported
 from mmdyt.core.fit import evidence
 from mmdyt.core.fit.calibrate import calibrate, measured_rates, token_dispatchers
@@ -22,6 +23,8 @@ from mmdyt.core.padding import VIEWS
 from mmdyt.engine.costs import CostCounter
 
 # isort: split
+from mmpretrain.registry import MODELS as PRETRAIN
+from mmpretrain.structures import DataSample
 from mmseg.registry import MODELS
 from mmseg.structures import SegDataSample
 
@@ -89,6 +92,7 @@ VARIANTS = [
     dict(dispatcher=dict(type='mmdyt.SampleDispatcher')),
     dict(dispatcher=dict(type='mmdyt.CellDispatcher', cell=(2, 2))),
     dict(dispatcher=dict(type='mmdyt.RandomDispatcher')),
+    dict(decide_per='level', dispatch='layer', keys='all'),
 ]
 
 
@@ -125,6 +129,30 @@ def test_a_share_of_each_image_is_one_of_the_tokens_that_count(cfg):
     runs = [passes[:2] for name, passes in record.runs.items() if name in record.names]
     assert {one.executor for one, _ in runs} == {'packed'} and {one.executor for _, one in runs} == {'fixed'}
     assert alone == 4
+
+
+@pytest.mark.parametrize('mode', ['loss', 'predict'])
+def test_a_classifier_whose_preprocessor_pads_tells_its_backbone(mode):
+    """mmpretrain's pads images to a multiple, and notes nothing of it."""
+    init_default_scope('mmpretrain')
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    model = PRETRAIN.build(
+        dict(
+            type='mmdyt.DyTImageClassifier',
+            data_preprocessor=dict(type='ClsDataPreprocessor', pad_size_divisor=64),
+            backbone=dict(type='mmdyt.DyTVisionTransformer', arch=arch, img_size=64, patch_size=16),
+            head=dict(type='VisionTransformerClsHead', num_classes=3, in_channels=16),
+        )
+    ).train(mode == 'loss')
+    samples = [DataSample(metainfo=dict(img_shape=size)).set_gt_label(1) for size in SIZES]
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in SIZES]
+    batch = model.data_preprocessor(dict(inputs=images, data_samples=samples), mode == 'loss')
+    assert batch['inputs'].shape == (3, 3, 64, 64)
+    with record_dispatch(model) as record:
+        model(**batch, mode=mode)
+    for dispatch in record.flat():
+        assert torch.equal(dispatch.padding.squeeze(-1), padded())
+        assert dispatch.complete or not dispatch.patch_mask[padded()].any()  # the complete pass has no mask
 
 
 @pytest.mark.parametrize('threshold', [-math.inf, math.inf])

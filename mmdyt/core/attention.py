@@ -39,12 +39,14 @@ class Layout:
         read: Leading tokens of each image whose update is wanted, (B, read, C); None is all of them.
         rows: The tokens among all B * N whose update is wanted, image by image, for tokens laid out as (B, N, C) which
             may all be attended to; None is all. The update is laid out as (B, K, C), or packed where there are lengths.
+        bias: (B, 1, 1, N), added to the scores of the keys, for tokens laid out as (B, N, C); None is nothing.
     """
 
     keys: Tensor | None = None
     lengths: Lengths | None = None
     read: int | None = None
     rows: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def every_query(self) -> bool:
@@ -99,6 +101,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, dropout: f
     """
     if layout.lengths is None:
         visible = None if layout.keys is None else _visible(layout.keys)
+        if layout.bias is not None:
+            bias = layout.bias.to(query.dtype)
+            visible = bias if visible is None else bias.masked_fill(~visible, -torch.inf)
         return dot_product_attention(query, key, value, visible, dropout_p=dropout)
     lengths = layout.lengths()
     if layout.rows is not None:

@@ -1,6 +1,8 @@
 """The order of things in a block of a Vision Transformer. B images, N tokens, C width, H heads, D head width."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch.nn as nn
@@ -103,6 +105,11 @@ class Block(Rewritable, nn.Module):
             raise ValueError(f'step must be one of {list(STEPS)}, got {part.step!r} of a {type(part).__name__}.')
         if part.step == 'mid' and self.dispatch == 'layer':
             raise ValueError(f"dispatch must not be 'layer' with a {type(part).__name__}, which acts within the layer.")
+        if part.reads_attention and self.dispatch != 'mlp':
+            raise ValueError(
+                f"dispatch must be 'mlp' with a {type(part).__name__}, which reads the attention of all tokens, got "
+                f'{self.dispatch!r}.'
+            )
         if part.step not in self.dynamic:
             self.dynamic[part.step] = nn.ModuleDict()
         if part.word in self.dynamic[part.step]:
@@ -122,9 +129,10 @@ class Block(Rewritable, nn.Module):
             state.prompts *= state.read is None  # else what is read is all that is left
         else:
             before = self._before_mlp(state)
-            x = self.dynamic['attn'](x, self.attention, before)
+            x = self.dynamic['attn'](x, partial(self.attention, state=state), before)
             state.prompts *= before.read is None  # as above
             x = self.run('mid', x, state)
+            state.note_attention(None, None)
             x = self.dynamic['mlp'](x, self.mlp, state)
         return self.run('leave', x, state)
 
@@ -142,8 +150,11 @@ class Block(Rewritable, nn.Module):
             return state
         return state.all_read()
 
-    def attention(self, x: Tensor, layout: Layout) -> Tensor:
-        """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows."""
+    def attention(self, x: Tensor, layout: Layout, state: TokenState | None = None) -> Tensor:
+        """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows.
+
+        With a state, tokens that stand for several count for as many, and what parts read of attention is kept there.
+        """
         x = self.call('attn.norm', x)
         if layout.every_query or self.rewrites('attn.qkv'):  # which are one linear layer
             query, key, value = self.project(x, 'qkv')
@@ -151,6 +162,10 @@ class Block(Rewritable, nn.Module):
         else:
             (query,), (key, value) = self.project(layout.queries(x), 'q'), self.project(x, 'kv')
         query, key, value = (self._heads(t) for t in (query, key, value))
+        if state is not None and state.sizes is not None:
+            layout = replace(layout, bias=state.key_bias())
+        if state is not None and any(part.reads_attention for part in self.steps('mid')):
+            state.note_attention(query, key)
         x = attend(query, key, value, layout, self.attn_drop if self.training else 0.0)
         return self.after_attention(self.call('attn.proj', x.transpose(1, 2).flatten(2)))
 
@@ -227,11 +242,19 @@ class Block(Rewritable, nn.Module):
 
     def macs(self, runs: Mapping[str, BranchRun]) -> Count:
         """Multiply-adds of one pass for each image, from what the branches ran, by site."""
-        runs = {site: BranchRun(*map(exact, run[:4])) for site, run in runs.items()}
+        runs = {site: BranchRun(*map(exact, run[:4]), prefix=run.prefix) for site, run in runs.items()}
         attn, mlp = (runs.get(site) or runs['layer'] for site in ('attn', 'mlp'))
         cost = self.cost()
         beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
-        return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside
+        steps = sum(part.macs(attn.tokens, attn.prefix) for step in STEPS for part in self.steps(step))
+        return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside + steps
+
+    def patches_after(self, patches: int, prefix: int) -> int:
+        """How many of M patch tokens leave the block, and run its MLP, behind ``prefix`` others."""
+        for step in STEPS:
+            for part in self.steps(step):
+                patches = part.patches_after(patches, prefix)
+        return patches
 
     def dense_macs(self, tokens: Count) -> Count:
         """Multiply-adds of the plain block without any part, all tokens active."""
@@ -249,15 +272,16 @@ class Block(Rewritable, nn.Module):
             active: Active tokens incl. these of the branches that are dispatched, by site; the others run all.
             read: Leading tokens whose result is wanted; None is all.
         """
-        runs = {}
+        runs, reaching = {}, tokens
         for site, branch in self.branches().items():
+            tokens = prefix + self.patches_after(reaching - prefix, prefix) if site == 'mlp' else reaching
             ran, all_keys = active.get(site, tokens), branch.keys == 'all'
             reaches = tokens if read is None or site != 'mlp' else read
             asked = 0 if branch.dispatcher is None else max(reaches - prefix, 0)
             if read is not None and all_keys:  # nothing to decide
                 asked = 0
             wanted, seen = ran if read is None else read, tokens if all_keys else ran
-            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, seen)
+            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, seen, prefix=prefix)
         return runs
 
     def after_attention(self, x: Tensor) -> Tensor:

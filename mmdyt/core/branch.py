@@ -46,6 +46,7 @@ class BranchRun(NamedTuple):
         keys: Tokens that were attended to.
         executor: How the branch ran.
         padding: Patch tokens that lie wholly in padding, which are in none of these.
+        prefix: Leading tokens that are no patches.
     """
 
     tokens: Count
@@ -54,6 +55,7 @@ class BranchRun(NamedTuple):
     keys: Count
     executor: str = 'masked'
     padding: Count = 0
+    prefix: int = 0
 
 
 class DynamicBranch(nn.Module):
@@ -189,8 +191,10 @@ class DynamicBranch(nn.Module):
             return self.dispatcher(x, state)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
-        state.decided[self.dispatcher] = without_padding(with_broken_tokens(decided, x), state.padding)
-        return state.decided[self.dispatcher]
+        found = without_padding(with_broken_tokens(decided, x), state.padding)
+        found.owner = state.owner
+        state.decided[self.dispatcher] = found
+        return found
 
     def _executor(self, dispatch: Dispatch, state: TokenState) -> str:
         """Which executor runs now; tells the state where it skips nothing that could be skipped."""
@@ -234,7 +238,7 @@ class DynamicBranch(nn.Module):
             keys = 0  # nothing ran at all
         if read is not None:
             reaches = queries = read
-        run = BranchRun(reaches, asked, queries, keys, executor, padding)
+        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first)
         for record in records:
             record.add(self, dispatch, run)
 

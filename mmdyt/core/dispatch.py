@@ -18,10 +18,13 @@ class Dispatch:
         complete: Whether every token runs, whatever it is; nothing then waits for the mask.
         active: Active tokens of each image, where that is known before any score: the same number in all. Else None.
         padding: (B, N - P, 1) bool, patch tokens that lie wholly in padding, which count in no rate; None is none.
+        owner: (B, n) long, of which patch token each of the n patches of the image is part, where these became fewer
+            tokens; -1 where it was dropped. None is each its own.
     """
 
     active: int | None = None
     padding: Tensor | None = None
+    owner: Tensor | None = None
 
     def __init__(self, mask: Tensor | None, logits: Tensor | None, num_prefix_tokens: int, complete: bool = False):
         self._mask = mask
@@ -49,6 +52,13 @@ class Dispatch:
         """Of values (B, N - P, 1) of the patch tokens those of tokens that count, flat: all but padding."""
         return values.flatten() if self.padding is None else values[~self.padding]
 
+    def on_patches(self, values: Tensor, dropped: float = 0.0) -> Tensor:
+        """Values (B, N - P, 1) of the patch tokens for each patch of the image, (B, n, 1)."""
+        if self.owner is None or not values.shape[1]:  # the latter where none is read any more
+            return values
+        found = values.gather(1, self.owner.clamp(min=0).unsqueeze(-1))
+        return found.masked_fill((self.owner < 0).unsqueeze(-1), dropped)
+
     @property
     def learnt(self) -> bool:
         """Whether a gradient flows into the mask."""
@@ -67,7 +77,7 @@ class Dispatch:
     def with_mask(self, mask: Tensor) -> 'Dispatch':
         """The same decision with another mask."""
         dispatch = Dispatch(mask, self.logits, self.num_prefix_tokens, self.complete)
-        dispatch.padding = self.padding
+        dispatch.padding, dispatch.owner = self.padding, self.owner
         return dispatch
 
 

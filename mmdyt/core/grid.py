@@ -177,7 +177,7 @@ def on_grid(dispatches: Sequence[Dispatch], grid: tuple[int, int]) -> Tensor:
     """
     if not dispatches:
         raise ValueError('dispatches must hold at least one dispatch, got none. Run the model within record_dispatch.')
-    masks = [dispatch.patch_mask for dispatch in dispatches]
+    masks = [dispatch.on_patches(dispatch.patch_mask) for dispatch in dispatches]
     full = max(masks, key=lambda mask: mask.shape[1])
     masks = torch.stack([mask if mask.shape[1] else torch.zeros_like(full) for mask in masks])  # (L, B, M, 1)
     if masks.shape[2] != grid[0] * grid[1]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .dispatch import Dispatch
+from .macs import Count
 from .tokens import TokenState
 
 PLACES = ('parallel', 'inactive', 'serial')
@@ -201,9 +202,11 @@ class TokenOp(Part):
 
     Attributes:
         step: When in a block it acts: ``'enter'``, ``'mid'`` (between attention and MLP) or ``'leave'``.
+        reads_attention: Whether it reads queries and keys of the attention before it, in the state.
     """
 
     step: ClassVar[str] = 'enter'
+    reads_attention: ClassVar[bool] = False
 
     @classmethod
     def add_to(cls, block: Any, **options) -> None:
@@ -212,6 +215,14 @@ class TokenOp(Part):
 
     def prompts(self) -> int:
         """Tokens that it keeps in the sequence beside the patches and the host's prefix."""
+        return 0
+
+    def patches_after(self, patches: int, prefix: int) -> int:
+        """How many of M patch tokens are left behind ``prefix`` others."""
+        return patches
+
+    def macs(self, tokens: Count, prefix: int) -> Count:
+        """Multiply-adds for an image of N tokens, ``prefix`` of which are no patches."""
         return 0
 
     def attach(self, block: Any) -> None:

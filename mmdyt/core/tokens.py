@@ -5,14 +5,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .reduction import Plan
+from .restoring import NEED_OWNER, RESTORE, of_cells
 
 
 @dataclass
 class TokenState:
     """What blocks and parts must know of the sequence beside its values; made anew for each pass.
 
-    Sequences are laid out as [prefix of the host (CLS, registers), prompts, patch tokens].
+    Sequences are laid out as [prefix of the host (CLS, registers), prompts, patch tokens]. Parts may make the latter
+    fewer: then the state knows which token each patch of the image is part of, and gives every patch a feature again.
 
     Attributes:
         prefix: Leading tokens of the host that are no patches: CLS, registers.
@@ -20,6 +25,17 @@ class TokenState:
         grid: Rows and columns of the patch tokens; None where there is none.
         frames: Frames of a clip: that many neighbours in the batch belong together. 1 for images.
         padding: (B, patch tokens) bool, those that lie wholly in padding: never dispatched or counted; None is none.
+        restoring: How patches get a feature whose token is no more, by a word of :data:`~mmdyt.core.restoring.RESTORE`;
+            None where nobody reads patches.
+        owner: (B, patches of the image) long, the place among the present patch tokens of the one that each patch is
+            part of; -1 where it was dropped. None is each its own.
+        live: (B, patches of the image) bool, those whose token goes on under its own name, or merged.
+        left: (B, patches of the image, C), values with which the others left; None where there are none, or no need.
+        joined: The same, of the token that they became a part of, just after that.
+        sizes: (B, patch tokens), for how many tokens of the image each one stands in attention; None is one each.
+        carried: What parts carry from block to block, (B, N, C) by a name of theirs; fewer as the tokens become fewer.
+        query: (B, H, prefix or N, D), queries of the last attention, where a part reads them.
+        key: (B, H, N, D), its keys, likewise.
         read: Leading tokens whose result the last block must give; None is all of them.
         decided: What was decided in this pass, by dispatcher; branches tell it, for layers that share a decision.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
@@ -31,6 +47,15 @@ class TokenState:
     grid: tuple[int, int] | None = None
     frames: int = 1
     padding: Tensor | None = None
+    restoring: str | None = None
+    owner: Tensor | None = None
+    live: Tensor | None = None
+    left: Tensor | None = None
+    joined: Tensor | None = None
+    sizes: Tensor | None = None
+    carried: dict[Hashable, Tensor] = field(default_factory=dict)
+    query: Tensor | None = None
+    key: Tensor | None = None
     read: int | None = None
     decided: dict[Hashable, Any] = field(default_factory=dict)
     unskipped: bool = False
@@ -48,12 +73,83 @@ class TokenState:
         Shape:
             x (B, N, C) -> (B, N - present + m, C).
         """
-        before, after = x[:, : self.prefix], x[:, self.prefix + self.prompts :]
+        before, after = x[:, : self.prefix], x[:, self.first :]
         self.prompts = prompts.shape[-2]
         return torch.cat([before, prompts.to(x.dtype).expand(x.shape[0], -1, -1), after], dim=1)
 
+    @property
+    def first(self) -> int:
+        """Place of the first patch token in the sequence: prefix and prompts."""
+        return self.prefix + self.prompts
+
+    def reduce(self, x: Tensor, plan: Plan) -> Tensor:
+        """Apply a plan to the patch tokens, and to whatever else is laid out as they are.
+
+        Shape:
+            x (B, N, C) -> (B, N - M + K, C).
+
+        Raises:
+            ValueError: If tokens are dropped that could not be restored as is wanted.
+        """
+        if plan.drops and self.restoring in NEED_OWNER:
+            raise ValueError(f"restore must be 'stale' or 'knn' where tokens are dropped, got {self.restoring!r}.")
+        carried = {name: self._reduced(tensor, plan) for name, tensor in self.carried.items()}
+        after = self._reduced(x, plan)
+        self._note(x[:, self.first :], after[:, self.first :], plan)
+        self.carried.clear()
+        self.carried.update(carried)
+        if self.sizes is not None:
+            self.sizes = plan.total(self.sizes)
+        if self.padding is not None:
+            self.padding = plan.total((~self.padding).float()) == 0
+        return after
+
+    def _reduced(self, x: Tensor, plan: Plan) -> Tensor:
+        return torch.cat([x[:, : self.first], plan.apply(x[:, self.first :])], dim=1)
+
+    def _note(self, before: Tensor, after: Tensor, plan: Plan) -> None:
+        """Where each patch of the image is now, and with which value it left."""
+        if self.owner is None:
+            self.owner = torch.arange(before.shape[1], device=before.device).expand(before.shape[0], -1)
+            self.live = torch.ones_like(self.owner, dtype=torch.bool)
+        place = self.owner.clamp(min=0)
+        self.owner, stays = plan.slots.gather(1, place).where(self.owner >= 0, -1), plan.stays.gather(1, place)
+        if not plan.leaves:
+            return
+        leaving = (self.live & ~stays).unsqueeze(-1)
+        self.live = self.live & stays
+        if self.restoring in ('stale', 'stale+delta'):
+            self.left = _filled(self.left, leaving, of_cells(before, place))
+        if self.restoring == 'stale+delta':
+            self.joined = _filled(self.joined, leaving, of_cells(after, self.owner.clamp(min=0)))
+
+    def note_attention(self, query: Tensor | None, key: Tensor | None) -> None:
+        """Keep queries and keys of the last attention for parts that read them; None forgets them."""
+        self.query, self.key = query, key
+
+    def count_sizes(self, x: Tensor) -> Tensor:
+        """How many tokens of the image each patch token stands for, (B, M); from now on attention goes by it."""
+        if self.sizes is None:
+            self.sizes = x.new_ones(x.shape[0], x.shape[1] - self.first, dtype=torch.float32)
+        return self.sizes
+
+    def key_bias(self) -> Tensor | None:
+        """(B, 1, 1, N), added to the scores of keys: a token that stands for s counts like s; None is nothing."""
+        if self.sizes is None:
+            return None
+        return F.pad(self.sizes.log(), (self.first, 0))[:, None, None]
+
     def restore(self, x: Tensor) -> Tensor:
-        """The tokens as the host laid them out, without what parts inserted: what its outputs are made of."""
-        if not self.prompts:
+        """The tokens as the host laid them out, without what parts inserted, and one for each patch again."""
+        if self.owner is not None and self.restoring is not None:
+            patches = RESTORE[self.restoring](self, x[:, self.first :])
+        elif not self.prompts:
             return x
-        return torch.cat([x[:, : self.prefix], x[:, self.prefix + self.prompts :]], dim=1)
+        else:
+            patches = x[:, self.first :]
+        return torch.cat([x[:, : self.prefix], patches], dim=1)
+
+
+def _filled(kept: Tensor | None, where: Tensor, values: Tensor) -> Tensor:
+    """Values where a mask says so, else those that are there; zero where there are none yet."""
+    return torch.where(where, values, torch.zeros_like(values) if kept is None else kept)

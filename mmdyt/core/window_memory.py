@@ -58,6 +58,8 @@ class WindowMemory:
         dispatch = dispatcher(x, state) if before is None else before(dispatcher, x, state)
         if dispatch.complete or not dispatch.patch_mask.shape[1]:
             return dispatch
+        if state.owner is not None:
+            raise ValueError('reuse_decisions must be False where parts make the tokens fewer, got True.')
         if name not in self._decided:
             self._decided[name] = torch.full((len(x), *self._image), UNDECIDED, dtype=torch.int8, device=x.device)
         decided = self._decided[name]

@@ -160,8 +160,8 @@ class MapRecorder:
         if not decided:
             return
         shape = (len(decided), batch, frames[0] if frames else 1, *grid)
-        masks = torch.stack([dispatch.patch_mask for dispatch in decided.values()]).view(shape).cpu()
-        logits = [dispatch.logits for dispatch in decided.values()]
+        masks = torch.stack([d.on_patches(d.patch_mask) for d in decided.values()]).view(shape).cpu()
+        logits = [d.logits if d.logits is None else d.on_patches(d.logits, torch.nan) for d in decided.values()]
         told = all(of_branch is not None for of_branch in logits)
         logits = torch.stack([of_branch.float() for of_branch in logits]).view(shape).cpu() if told else None
         for row, seen in enumerate(self._tracker.rows(batch)):

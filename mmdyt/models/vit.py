@@ -62,6 +62,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             never. ``tools/benchmark.py --write-break-even`` measures it.
         decide_per: Which layers decide: each ``'layer'``, the paper's, or one for each ``'level'`` that is read
             (``out_indices``): the layers that feed a level have one map then, the decision of the first of them.
+        restore: What patches get as features whose token was merged or dropped, for whoever reads patches: ``'stale'``,
+            ``'stale+delta'``, ``'fused'``, ``'knn'`` or ``'merge'``; see docs/methods.md. Nothing without such parts.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
@@ -94,13 +96,14 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         keys: str = 'active',
         break_even: float | None = None,
         decide_per: str = 'layer',
+        restore: str = 'stale',
         skip_unread: bool = False,
         tuned: Tuned | None = None,
         parts: Sequence[Mapping] | None = None,
         **vit,
     ):
         parts_given = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute)
-        check_own(dispatch, inference, training, keys, break_even, skip_unread, decide_per, **parts_given)
+        check_own(dispatch, inference, training, keys, break_even, skip_unread, decide_per, restore, **parts_given)
         check_host(arch, vit)
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
@@ -123,6 +126,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         short = as_parts(dispatch, adapter, dispatcher, substitute, follow, self.num_layers)
         self._add_parts([*short, *(parts or ())])
         self._share_decisions()
+        self.restore = restore
         self.skip_unread = skip_unread
         if skip_unread:
             self._check_unread_can_be_skipped()
@@ -230,7 +234,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         x, grid = self._embed(x)
         grid = tuple(grid)
         padding = padding_of(x.shape[0], grid, x.device)
-        state = TokenState(self.num_extra_tokens, grid=grid, frames=frames, padding=padding)
+        restoring = None if self.out_type == 'cls_token' else self.restore
+        state = TokenState(self.num_extra_tokens, grid=grid, frames=frames, padding=padding, restoring=restoring)
         outs = []
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1

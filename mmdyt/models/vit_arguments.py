@@ -7,6 +7,7 @@ from mmdyt.core.block import DISPATCH
 from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.executors import KEYS
 from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
+from mmdyt.core.restoring import RESTORE
 from mmdyt.core.tokens import TokenState
 from mmdyt.models.part_configs import DECIDE_PER
 
@@ -25,6 +26,7 @@ def check_own(
     break_even: float | None,
     skip_unread: bool,
     decide_per: str,
+    restore: str,
     **parts,
 ) -> None:
     """Refuse arguments of ours that are out of range.
@@ -37,6 +39,7 @@ def check_own(
     check_choice(INFERENCE, inference=inference)
     check_choice(KEYS, keys=keys)
     check_choice(DECIDE_PER, decide_per=decide_per)
+    check_choice(RESTORE, restore=restore)
     if keys == 'all' and dispatch == 'mlp':
         raise ValueError("keys must be 'active' with dispatch='mlp', whose tokens attend to nothing, got 'all'.")
     check_break_even(break_even)

@@ -41,25 +41,28 @@ class ViTMacs:
         Raises:
             ValueError: If an entry of ``active`` is no possible count.
         """
-        patches = self.num_patches(height, width)
+        patches = left = self.num_patches(height, width)
         runs = {}
         for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
             read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
             names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
             counts = {site: active[name] for site, name in names.items() if name in active}
-            _check_counts(counts.values(), patches + prefix)
-            runs |= {names[site]: run for site, run in layer.expected(patches + prefix, prefix, counts, read).items()}
+            _check_counts(counts.values(), left + prefix)
+            runs |= {names[site]: run for site, run in layer.expected(left + prefix, prefix, counts, read).items()}
+            left = layer.patches_after(left, prefix)
         return self.macs_of(patches, runs)
 
     def macs_at(self, height: int, width: int, rate: float) -> Count:
         """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
-        patches = self.num_patches(height, width)
-        active = {
-            f'layers.{i}.dynamic.{site}': _ran(prefix + rate * patches, prefix + patches, branch.break_even)
-            for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True))
-            for site, branch in layer.branches().items()
-            if branch.dispatcher is not None and branch.inference != 'masked'
-        }
+        left, active = self.num_patches(height, width), {}
+        for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
+            after = layer.patches_after(left, prefix)
+            for site, branch in layer.branches().items():
+                if branch.dispatcher is not None and branch.inference != 'masked':
+                    patches = after if site == 'mlp' else left
+                    ran = _ran(prefix + rate * patches, prefix + patches, branch.break_even)
+                    active[f'layers.{i}.dynamic.{site}'] = ran
+            left = after
         return self.macs(height, width, active)
 
     def prefixes(self) -> list[int]:

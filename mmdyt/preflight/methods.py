@@ -17,9 +17,21 @@ PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')
 HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook')
 TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
-FILLED_IN = {'self', 'block', 'options', 'dim', 'out_features', 'in_features', 'patch_values', 'num_prefix_tokens'}
+FILLED_IN = {
+    'self',
+    'block',
+    'index',
+    'pairs',
+    'head_dim',
+    'options',
+    'dim',
+    'out_features',
+    'in_features',
+    'patch_values',
+    'num_prefix_tokens',
+}
 # of the backbone, which a method leaves alone
-SWITCHES = ('dispatch', 'keys', 'training', 'inference', 'break_even', 'decide_per', 'skip_unread')
+SWITCHES = ('dispatch', 'keys', 'training', 'inference', 'break_even', 'decide_per', 'restore', 'skip_unread')
 
 
 def known_methods() -> list[str]:

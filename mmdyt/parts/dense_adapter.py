@@ -1,0 +1,83 @@
+"""An adapter that reads the adapters of earlier layers. B images, N tokens, C width, d bottleneck."""
+
+import math
+from typing import Any
+
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdyt.core.options import is_integer
+from mmdyt.core.part import Delta
+from mmdyt.core.tokens import TokenState
+
+LINKS = (1, 3)  # layers back
+
+
+class DenseAdapter(Delta):
+    """``a_l = Up ReLU(Down y + Down_1 a_(l-1) + Down_3 a_(l-3))`` beside the MLP, whose raw input y is.
+
+    Links to layers that there are not do not exist. Where tokens become fewer in between, what earlier adapters gave
+    becomes fewer by the same plan. A fresh one is the zero map. Source: Sparse-Tuning (Liu et al., arXiv 2405.14700).
+    paper silent: start values (here those of :class:`~mmdyt.parts.adapter.Adapter`), the bottleneck (32 follows from
+    the printed parameters); neither scale nor dropout is drawn.
+
+    Args:
+        dim: C.
+        bottleneck: d.
+        index: l, of the layer: tells which links there are.
+
+    Shape:
+        (B, N, C) -> (B, N, C).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    word = 'dense_adapter'
+
+    def __init__(self, dim: int, bottleneck: int = 32, index: int = 0):
+        super().__init__()
+        if not (is_integer(bottleneck) and bottleneck >= 1):
+            raise ValueError(f'bottleneck must be a positive integer, got {bottleneck!r}.')
+        self.index = index
+        self.down = nn.Linear(dim, bottleneck)
+        self.links = nn.ModuleDict({str(back): nn.Linear(dim, bottleneck) for back in LINKS if index >= back})
+        self.up = nn.Linear(bottleneck, dim)
+        self.reset_parameters()
+
+    @classmethod
+    def add_to(cls, block: Any, site: str | None = None, **options) -> None:
+        """Attach one beside the MLP."""
+        cls(block.place.dim, index=block.place.index, **options).attach(block, site)
+
+    def reset_parameters(self) -> None:
+        """Kaiming-uniform projections down, zero ``up``."""
+        for linear in (self.down, *self.links.values()):
+            nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: Tensor, state: TokenState) -> Tensor:
+        """Return this layer's update, and keep it for later ones.
+
+        Raises:
+            ValueError: If a layer that it reads has none.
+        """
+        inner = self.down(x)
+        for back, link in self.links.items():
+            before = state.carried.get((self.word, self.index - int(back)))
+            if before is None:
+                raise ValueError(
+                    f'layers must hold {self.index - int(back)}, which layer {self.index} reads, got none.'
+                )
+            inner = inner + link(before[:, : x.shape[1]])  # the last layer may be asked about leading tokens only
+        update = self.up(F.relu(inner))
+        state.carried[self.word, self.index] = update
+        state.carried.pop((self.word, self.index - max(LINKS)), None)
+        return update
+
+    def macs_per_token(self) -> int:
+        """Multiply-adds per token: C d for each projection."""
+        return sum(linear.weight.numel() for linear in (self.down, *self.links.values(), self.up))

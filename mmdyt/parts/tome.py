@@ -1,0 +1,94 @@
+"""Similar tokens merge. B images, N tokens incl. M patches, H heads, D head width, C width."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mmdyt.core.macs import Count
+from mmdyt.core.options import check_choice, check_switches, is_integer
+from mmdyt.core.part import TokenOp
+from mmdyt.core.reduction import match_pairs, most_pairs
+from mmdyt.core.tokens import TokenState
+
+SCHEDULES = ('constant', 'falling')
+
+
+class ToMe(TokenOp):
+    """Token Merging: between attention and MLP the r most similar pairs of patch tokens of each block become one each.
+
+    Tokens are alike as their keys are, averaged over the heads. A merged token is the mean of those that it stands for,
+    and counts like as many in attention. No parameter, no gradient through the matching; with and without training.
+
+    Source: Token Merging: Your ViT But Faster (Bolya et al., ICLR 2023, arXiv 2210.09461).
+
+    Args:
+        dim: C.
+        pairs: Merged in this block, r >= 0; never more than half of the patch tokens.
+        head_dim: D.
+        proportional: Whether attention counts a merged token for as many as it stands for: the log of its size is added
+            to the scores of its key. The paper leaves it out for MAE weights without training.
+
+    Shape:
+        (B, N, C) -> (B, N - r, C).
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    word = 'tome'
+    step = 'mid'
+    reads_attention = True
+
+    def __init__(self, dim: int, pairs: int = 8, head_dim: int = 64, proportional: bool = True):
+        super().__init__()
+        if not (is_integer(pairs) and pairs >= 0):
+            raise ValueError(f'pairs must be a number of tokens, got {pairs!r}.')
+        check_switches(proportional=proportional)
+        self.pairs, self.head_dim, self.proportional = pairs, head_dim, proportional
+
+    @classmethod
+    def add_to(cls, block: Any, r: int = 8, schedule: str = 'constant', **options) -> None:
+        """Attach one to a block.
+
+        Args:
+            block: Of any network.
+            r: Pairs that merge in each block, on average.
+            schedule: ``'constant'``, or ``'falling'``: linearly from 2 r in the first block to 0 in the last.
+            **options: Of the constructor.
+
+        Raises:
+            ValueError: If the schedule is unknown, or r no number of pairs.
+        """
+        check_choice(SCHEDULES, schedule=schedule)
+        if not (is_integer(r) and r >= 0):
+            raise ValueError(f'r must be a number of pairs, got {r!r}.')
+        place, pairs = block.place, r
+        if schedule == 'falling' and place.depth > 1:
+            pairs = int(2 * r * (1 - place.index / (place.depth - 1)))
+        cls(place.dim, pairs, head_dim=place.dim // block.num_heads, **options).attach(block)
+
+    def forward(self, x: Tensor, state: TokenState) -> Tensor:
+        """Merge the most similar pairs."""
+        pairs = self._merged(x.shape[1] - state.first, state.first)
+        if not pairs:
+            return x
+        sizes = state.count_sizes(x) if self.proportional else x.new_ones(x.shape[0], x.shape[1] - state.first)
+        metric = state.key.mean(dim=1)[:, state.first :]
+        return state.reduce(x, match_pairs(metric, pairs, sizes, state.first, state.padding))
+
+    def _merged(self, patches: int, prefix: int) -> int:
+        return min(self.pairs, most_pairs(patches, prefix))
+
+    def patches_after(self, patches: int, prefix: int) -> int:
+        """Fewer by the merged pairs."""
+        return patches - self._merged(patches, prefix)
+
+    def macs(self, tokens: Count, prefix: int) -> Count:
+        """Of the matching: every token of one set with every one of the other, D each."""
+        patches = tokens - prefix
+        a = (patches + (prefix + 1) % 2) // 2
+        return a * (patches - a) * self.head_dim * (self.pairs > 0)
+
+    def extra_repr(self) -> str:
+        """Show the options in ``print(model)``."""
+        return f'pairs={self.pairs}, proportional={self.proportional}'

@@ -246,7 +246,12 @@ class Block(Rewritable, nn.Module):
         attn, mlp = (runs.get(site) or runs['layer'] for site in ('attn', 'mlp'))
         cost = self.cost()
         beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
-        steps = sum(part.macs(attn.tokens, attn.prefix) for step in STEPS for part in self.steps(step))
+        carried = sum(part.carried() for branch in self.branches().values() for part in branch.deltas())
+        tokens, steps, operations = attn.tokens, 0, [part for step in STEPS for part in self.steps(step)]
+        for i, part in enumerate(operations, start=1):
+            keys = any(later.reads_attention for later in operations[i:])  # become fewer, too
+            steps = steps + part.macs(tokens, attn.prefix, carried + keys)
+            tokens = attn.prefix + part.patches_after(tokens - attn.prefix, attn.prefix)
         return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside + steps
 
     def patches_after(self, patches: int, prefix: int) -> int:

@@ -53,6 +53,10 @@ class Part(nn.Module):
         """Multiply-adds for each token that it sees."""
         return 0
 
+    def carried(self) -> int:
+        """How many tensors, laid out as the tokens, earlier parts of its kind have left for this one and later ones."""
+        return 0
+
     def macs_per_image(self) -> int:
         """Multiply-adds for each image, beside those of its tokens."""
         return 0
@@ -221,8 +225,14 @@ class TokenOp(Part):
         """How many of M patch tokens are left behind ``prefix`` others."""
         return patches
 
-    def macs(self, tokens: Count, prefix: int) -> Count:
-        """Multiply-adds for an image of N tokens, ``prefix`` of which are no patches."""
+    def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
+        """Multiply-adds for an image.
+
+        Args:
+            tokens: N.
+            prefix: Of these, no patches.
+            carried: How many tensors, laid out as the tokens, become fewer with them.
+        """
         return 0
 
     def attach(self, block: Any) -> None:

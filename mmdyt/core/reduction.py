@@ -145,7 +145,7 @@ def match_pairs(metric: Tensor, number: int, sizes: Tensor, first: int = 0, padd
     best, partner = alike.max(dim=-1)
     ranked = best.argsort(dim=1, descending=True, stable=True)
     merged, left = ranked[:, :number], ranked[:, number:].sort(dim=1).values
-    order = torch.cat([a[merged], a[left], b.expand(len(metric), -1)], dim=1)
+    order = torch.cat([a[merged], a[left], b.expand(metric.shape[0], -1)], dim=1)
     return Merge(order, left.shape[1] + partner.gather(1, merged), sizes)
 
 

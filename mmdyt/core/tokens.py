@@ -34,8 +34,8 @@ class TokenState:
         joined: The same, of the token that they became a part of, just after that.
         sizes: (B, patch tokens), for how many tokens of the image each one stands in attention; None is one each.
         carried: What parts carry from block to block, (B, N, C) by a name of theirs; fewer as the tokens become fewer.
-        query: (B, H, prefix or N, D), queries of the last attention, where a part reads them.
-        key: (B, H, N, D), its keys, likewise.
+        attended: Queries and keys of the last attention, (B, H, N, D) each, where a part reads them.
+        since: The plans by which the tokens became fewer since.
         read: Leading tokens whose result the last block must give; None is all of them.
         decided: What was decided in this pass, by dispatcher; branches tell it, for layers that share a decision.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
@@ -54,8 +54,8 @@ class TokenState:
     joined: Tensor | None = None
     sizes: Tensor | None = None
     carried: dict[Hashable, Tensor] = field(default_factory=dict)
-    query: Tensor | None = None
-    key: Tensor | None = None
+    attended: tuple[Tensor, Tensor] | None = None
+    since: tuple[Plan, ...] = ()
     read: int | None = None
     decided: dict[Hashable, Any] = field(default_factory=dict)
     unskipped: bool = False
@@ -98,6 +98,8 @@ class TokenState:
         self._note(x[:, self.first :], after[:, self.first :], plan)
         self.carried.clear()
         self.carried.update(carried)
+        if self.attended is not None:
+            self.since = (*self.since, plan)
         if self.sizes is not None:
             self.sizes = plan.total(self.sizes)
         if self.padding is not None:
@@ -125,7 +127,32 @@ class TokenState:
 
     def note_attention(self, query: Tensor | None, key: Tensor | None) -> None:
         """Keep queries and keys of the last attention for parts that read them; None forgets them."""
-        self.query, self.key = query, key
+        self.attended, self.since = None if key is None else (query, key), ()
+
+    def queries_of_present(self, leading: int | None = None) -> Tensor:
+        """Queries of the last attention, (B, H, N, D), of the present tokens, or of some that lead and are no patches.
+
+        Raises:
+            ValueError: If there was none.
+        """
+        queries = self._attended()[0]
+        return self._of_present(queries) if leading is None else queries[:, :, :leading]
+
+    def keys_of_present(self) -> Tensor:
+        """Keys of the last attention, (B, H, N, D), of the present tokens; raises as :meth:`queries_of_present`."""
+        return self._of_present(self._attended()[1])
+
+    def _attended(self) -> tuple[Tensor, Tensor]:
+        if self.attended is None:
+            raise ValueError('attention must run on all tokens before its queries and keys are read, got none.')
+        return self.attended
+
+    def _of_present(self, tensor: Tensor) -> Tensor:
+        """What became of a tensor of heads (B, H, N, D) as the tokens became fewer."""
+        heads = tensor.shape[1]
+        for plan in self.since:
+            tensor = self._reduced(tensor.transpose(1, 2).flatten(2), plan).unflatten(2, (heads, -1)).transpose(1, 2)
+        return tensor
 
     def count_sizes(self, x: Tensor) -> Tensor:
         """How many tokens of the image each patch token stands for, (B, M); from now on attention goes by it."""

@@ -78,6 +78,10 @@ class DenseAdapter(Delta):
         state.carried.pop((self.word, self.index - max(LINKS)), None)
         return update
 
+    def carried(self) -> int:
+        """The updates that this layer and the next two may read."""
+        return min(self.index, max(LINKS))
+
     def macs_per_token(self) -> int:
         """Multiply-adds per token: C d for each projection."""
         return sum(linear.weight.numel() for linear in (self.down, *self.links.values(), self.up))

@@ -75,9 +75,8 @@ class SparseTokens(TokenOp):
     @staticmethod
     def scores(state: TokenState) -> Tensor:
         """Attention (B, M) to each patch token, of the class token, or without one the mean of what it receives."""
-        query, key, bias = state.query, state.key, state.key_bias()
-        query = query[:, :, :1] if state.prefix else query
-        logits = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, H, 1 or N, N)
+        query, bias = state.queries_of_present(1 if state.prefix else None), state.key_bias()
+        logits = (query * query.shape[-1] ** -0.5) @ state.keys_of_present().transpose(-2, -1)  # (B, H, 1 or N, N)
         logits = logits if bias is None else logits + bias.to(logits.dtype)
         return logits.float().softmax(dim=-1).mean(dim=(1, 2))[:, state.first :]
 
@@ -90,12 +89,12 @@ class SparseTokens(TokenOp):
         kept = self._kept(patches)
         return patches if kept >= patches else kept + (self.fuse != 'none')
 
-    def macs(self, tokens: Count, prefix: int) -> Count:
-        """Scores, and the weighted sum."""
+    def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
+        """Scores, and weighted sums."""
         if self.keep_rate == 1:
             return 0
         queries = 1 if prefix else tokens
-        return queries * tokens * self.dim + (self.fuse != 'none') * (tokens - prefix) * self.dim
+        return queries * tokens * self.dim + (self.fuse != 'none') * (1 + carried) * (tokens - prefix) * self.dim
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

@@ -73,7 +73,7 @@ class ToMe(TokenOp):
         if not pairs:
             return x
         sizes = state.count_sizes(x) if self.proportional else x.new_ones(x.shape[0], x.shape[1] - state.first)
-        metric = state.key.mean(dim=1)[:, state.first :]
+        metric = state.keys_of_present().mean(dim=1)[:, state.first :]
         return state.reduce(x, match_pairs(metric, pairs, sizes, state.first, state.padding))
 
     def _merged(self, patches: int, prefix: int) -> int:
@@ -83,7 +83,7 @@ class ToMe(TokenOp):
         """Fewer by the merged pairs."""
         return patches - self._merged(patches, prefix)
 
-    def macs(self, tokens: Count, prefix: int) -> Count:
+    def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Of the matching: every token of one set with every one of the other, D each."""
         patches = tokens - prefix
         a = (patches + (prefix + 1) % 2) // 2

@@ -81,16 +81,23 @@ class ViTMacs:
             patches: Patch tokens N, without those in padding.
             runs: Of one forward pass, as :func:`mmdyt.core.observe.record_dispatch` sees them.
         """
-        total = self._outside_macs(patches)
+        total = self._outside_macs(patches, self._read_of(runs))
         for i, layer in enumerate(self.layers):
             total = total + layer.macs({site: runs[f'layers.{i}.dynamic.{site}'] for site in layer.branches()})
         return total
 
-    def _outside_macs(self, patches: Count) -> Count:
-        """MACs of patch embedding, norms outside the layers, and pooled norms."""
+    def _read_of(self, runs: Mapping[str, BranchRun]) -> Count | None:
+        """Tokens that the final norm reads where these became fewer and are not restored; None is all."""
+        if self.out_type != 'cls_token':
+            return None
+        last = [runs[f'layers.{self.num_layers - 1}.dynamic.{site}'] for site in self.layers[-1].branches()][-1]
+        return exact(last.tokens) - max(last.prefix - self.num_extra_tokens, 0)  # without prompts
+
+    def _outside_macs(self, patches: Count, read: Count | None = None) -> Count:
+        """MACs of patch embedding, norms outside the layers, and pooled norms; ``read`` tokens reach the final one."""
         tokens = patches + self.num_extra_tokens
         embed = patches * self.patch_embed.projection.weight.numel()
-        final = self.num_extra_tokens if self.skip_unread else tokens
+        final = self.num_extra_tokens if self.skip_unread else tokens if read is None else read
         norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * tokens
         pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
         return embed + norm_macs(norms + pooled, self.embed_dims)

@@ -91,10 +91,9 @@ class SparseTokens(TokenOp):
 
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Scores, and weighted sums."""
-        if self.keep_rate == 1:
-            return 0
-        queries = 1 if prefix else tokens
-        return queries * tokens * self.dim + (self.fuse != 'none') * (1 + carried) * (tokens - prefix) * self.dim
+        patches, queries = tokens - prefix, 1 if prefix else tokens
+        leaves = (1 - self.keep_rate) * patches >= 1 - 1e-6  # else all stay
+        return leaves * (queries * tokens + (self.fuse != 'none') * (1 + carried) * patches) * self.dim
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

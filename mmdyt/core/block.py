@@ -5,12 +5,14 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import DENSE, Layout, attend
 from .branch import BranchRun, DynamicBranch
+from .executors import Branch
 from .macs import BesideCost, BlockCost, Count, exact, norm_macs
 from .part import STEPS, TokenOp
 from .rewriting import Rewritable, fold, run_rewritten, thirds
@@ -103,13 +105,15 @@ class Block(Rewritable, nn.Module):
         """
         if part.step not in STEPS:
             raise ValueError(f'step must be one of {list(STEPS)}, got {part.step!r} of a {type(part).__name__}.')
-        if part.step == 'mid' and self.dispatch == 'layer':
+        if part.step in ('mid', 'around') and self.dispatch == 'layer':
             raise ValueError(f"dispatch must not be 'layer' with a {type(part).__name__}, which acts within the layer.")
         if part.reads_attention and self.dispatch != 'mlp':
             raise ValueError(
                 f"dispatch must be 'mlp' with a {type(part).__name__}, which reads the attention of all tokens, got "
                 f'{self.dispatch!r}.'
             )
+        if part.step == 'around' and self.steps('around'):
+            raise ValueError(f'parts must be one around an MLP, got a {type(part).__name__} beside another.')
         if part.step not in self.dynamic:
             self.dynamic[part.step] = nn.ModuleDict()
         if part.word in self.dynamic[part.step]:
@@ -132,8 +136,8 @@ class Block(Rewritable, nn.Module):
             x = self.dynamic['attn'](x, partial(self.attention, state=state), before)
             state.prompts *= before.read is None  # as above
             x = self.run('mid', x, state)
+            x = self.dynamic['mlp'](x, self._mlp_on_fewer(x, state), state)
             state.note_attention(None, None)
-            x = self.dynamic['mlp'](x, self.mlp, state)
         return self.run('leave', x, state)
 
     def run(self, step: str, x: Tensor, state: TokenState) -> Tensor:
@@ -142,6 +146,19 @@ class Block(Rewritable, nn.Module):
             for operation in self.steps(step):
                 x = operation(x, state)
         return x
+
+    def _mlp_on_fewer(self, x: Tensor, state: TokenState) -> Branch:
+        """The MLP as a branch, on fewer tokens where a part plans that; tokens get the update of their stand-in."""
+        plans = [plan for part in self.steps('around') if (plan := part.plan(x, state)) is not None]
+        if not plans:
+            return self.mlp
+        (plan,), first = plans, state.first
+
+        def branch(x: Tensor, layout: Layout) -> Tensor:
+            update = self.mlp(torch.cat([x[:, :first], plan.apply(x[:, first:])], dim=1), layout)
+            return torch.cat([update[:, :first], plan.spread(update[:, first:])], dim=1)
+
+        return branch
 
     def _before_mlp(self, state: TokenState) -> TokenState:
         """The state for attention: the rate loss asks the MLP's dispatcher about every token, read or not."""
@@ -164,7 +181,7 @@ class Block(Rewritable, nn.Module):
         query, key, value = (self._heads(t) for t in (query, key, value))
         if state is not None and state.sizes is not None:
             layout = replace(layout, bias=state.key_bias())
-        if state is not None and any(part.reads_attention for part in self.steps('mid')):
+        if state is not None and any(part.reads_attention for step in ('mid', 'around') for part in self.steps(step)):
             state.note_attention(query, key)
         x = attend(query, key, value, layout, self.attn_drop if self.training else 0.0)
         return self.after_attention(self.call('attn.proj', x.transpose(1, 2).flatten(2)))
@@ -252,7 +269,10 @@ class Block(Rewritable, nn.Module):
             keys = any(later.reads_attention for later in operations[i:])  # become fewer, too
             steps = steps + part.macs(tokens, attn.prefix, carried + keys)
             tokens = attn.prefix + part.patches_after(tokens - attn.prefix, attn.prefix)
-        return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside + steps
+        rows = mlp.queries
+        for part in self.steps('around'):
+            rows = mlp.prefix + part.rows(rows - mlp.prefix, mlp.prefix)
+        return cost.attention(attn.queries, attn.keys) + cost.mlp(rows) + beside + steps
 
     def patches_after(self, patches: int, prefix: int) -> int:
         """How many of M patch tokens leave the block, and run its MLP, behind ``prefix`` others."""

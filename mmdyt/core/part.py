@@ -13,10 +13,11 @@ from torch.func import functional_call
 
 from .dispatch import Dispatch
 from .macs import Count
+from .reduction import Plan
 from .tokens import TokenState
 
 PLACES = ('parallel', 'inactive', 'serial')
-STEPS = ('enter', 'mid', 'leave')
+STEPS = ('enter', 'mid', 'around', 'leave')
 
 
 class Part(nn.Module):
@@ -205,7 +206,8 @@ class TokenOp(Part):
     """Changes the sequence: ``forward(x, state)``, (B, N, C) -> (B, N', C), and tells the state what it did.
 
     Attributes:
-        step: When in a block it acts: ``'enter'``, ``'mid'`` (between attention and MLP) or ``'leave'``.
+        step: When in a block it acts: ``'enter'``, ``'mid'`` (between attention and MLP), ``'around'`` (the MLP:
+            see :meth:`plan`) or ``'leave'``.
         reads_attention: Whether it reads queries and keys of the attention before it, in the state.
     """
 
@@ -220,6 +222,17 @@ class TokenOp(Part):
     def prompts(self) -> int:
         """Tokens that it keeps in the sequence beside the patches and the host's prefix."""
         return 0
+
+    def plan(self, x: Tensor, state: TokenState) -> Plan | None:
+        """At the step ``'around'``: how tokens (B, N, C) become fewer for the MLP, and are as many again behind it.
+
+        The update of a token after the plan is that of all that it is made of; None leaves them as they are.
+        """
+        return None
+
+    def rows(self, patches: Count, prefix: int) -> Count:
+        """At the step ``'around'``: for how many of M patch tokens the MLP runs."""
+        return patches
 
     def patches_after(self, patches: int, prefix: int) -> int:
         """How many of M patch tokens are left behind ``prefix`` others."""

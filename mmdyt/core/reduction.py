@@ -31,6 +31,11 @@ class Plan:
         """(B, M, C) -> (B, K, C)."""
         raise TypeError(f'{type(self).__name__} must say what becomes of tokens.')
 
+    def spread(self, values: Tensor) -> Tensor:
+        """Values (B, K, C) of the tokens after the step for each token before it, (B, M, C); 0 for what is dropped."""
+        found = values.gather(1, self.slots.clamp(min=0).unsqueeze(-1).expand(-1, -1, values.shape[2]))
+        return found.masked_fill((self.slots < 0).unsqueeze(-1), 0.0) if self.drops else found
+
     def total(self, values: Tensor) -> Tensor:
         """Sums (B, K) of values (B, M) over the tokens that each token after the step is made of."""
         slots = self.slots.where(self.slots >= 0, self.number)  # what is dropped falls behind the last one
@@ -131,7 +136,7 @@ def match_pairs(metric: Tensor, number: int, sizes: Tensor, first: int = 0, padd
 
     Args:
         metric: (B, M, D), compared by cosine; has no gradient.
-        number: Pairs r, at most as many as :func:`most_pairs` says.
+        number: Pairs r, at most half of M: so many tokens set A always has.
         sizes: (B, M).
         first: Position of the first of the M tokens in the sequence.
         padding: (B, M) bool; None is none.
@@ -147,14 +152,3 @@ def match_pairs(metric: Tensor, number: int, sizes: Tensor, first: int = 0, padd
     merged, left = ranked[:, :number], ranked[:, number:].sort(dim=1).values
     order = torch.cat([a[merged], a[left], b.expand(metric.shape[0], -1)], dim=1)
     return Merge(order, left.shape[1] + partner.gather(1, merged), sizes)
-
-
-def most_pairs(tokens: int, first: int = 0) -> int:
-    """How many of M tokens can at most be merged in one step: as many as set A has, at most half, and none into none.
-
-    Args:
-        tokens: M.
-        first: As of :func:`match_pairs`.
-    """
-    a = (tokens + (first + 1) % 2) // 2  # even positions
-    return min(a, tokens // 2)

@@ -162,6 +162,13 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         for kind, config, arguments in zip(kinds, configs, options, strict=True):
             if issubclass(kind, Rewrite) and config.get('layers') is None:
                 kind.add_to(self, **arguments)
+        for layer in self.layers:
+            for part in layer.steps('around'):
+                if layer.branch('mlp').dispatcher is not None:
+                    raise ValueError(
+                        f'dispatcher must be None beside a {type(part).__name__} around the MLP, got one: '
+                        'tokens either skip it or share its update.'
+                    )
         attached = {type(part) for part in parts_of(self)}
         for kind, config in zip(kinds, configs, strict=True):
             if kind not in attached:

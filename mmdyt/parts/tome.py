@@ -7,10 +7,11 @@ from torch import Tensor
 from mmdyt.core.macs import Count
 from mmdyt.core.options import check_choice, check_switches, is_integer
 from mmdyt.core.part import TokenOp
-from mmdyt.core.reduction import match_pairs, most_pairs
+from mmdyt.core.reduction import Merge, match_pairs
 from mmdyt.core.tokens import TokenState
 
 SCHEDULES = ('constant', 'falling')
+SCOPES = dict(block='mid', mlp='around')  # what sees merged tokens, and when merging acts
 
 
 class ToMe(TokenOp):
@@ -25,6 +26,8 @@ class ToMe(TokenOp):
         dim: C.
         pairs: Merged in this block, r >= 0; never more than half of the patch tokens.
         head_dim: D.
+        scope: ``'block'``: tokens stay merged; ``'mlp'``: they merge for the MLP of this block only, whose update all
+            get that a token stands for.  # differs from paper: opt-in.
         proportional: Whether attention counts a merged token for as many as it stands for: the log of its size is added
             to the scores of its key. The paper leaves it out for MAE weights without training.
 
@@ -39,11 +42,13 @@ class ToMe(TokenOp):
     step = 'mid'
     reads_attention = True
 
-    def __init__(self, dim: int, pairs: int = 8, head_dim: int = 64, proportional: bool = True):
+    def __init__(self, dim: int, pairs: int = 8, head_dim: int = 64, scope: str = 'block', proportional: bool = True):
         super().__init__()
         if not (is_integer(pairs) and pairs >= 0):
             raise ValueError(f'pairs must be a number of tokens, got {pairs!r}.')
         check_switches(proportional=proportional)
+        check_choice(SCOPES, scope=scope)
+        self.step = SCOPES[scope]
         self.pairs, self.head_dim, self.proportional = pairs, head_dim, proportional
 
     @classmethod
@@ -69,19 +74,28 @@ class ToMe(TokenOp):
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Merge the most similar pairs."""
-        pairs = self._merged(x.shape[1] - state.first, state.first)
-        if not pairs:
-            return x
-        sizes = state.count_sizes(x) if self.proportional else x.new_ones(x.shape[0], x.shape[1] - state.first)
-        metric = state.keys_of_present().mean(dim=1)[:, state.first :]
-        return state.reduce(x, match_pairs(metric, pairs, sizes, state.first, state.padding))
+        plan = self.plan(x, state)
+        return x if plan is None else state.reduce(x, plan)
 
-    def _merged(self, patches: int, prefix: int) -> int:
-        return min(self.pairs, most_pairs(patches, prefix))
+    def plan(self, x: Tensor, state: TokenState) -> Merge | None:
+        """Which tokens merge; None where none do."""
+        first = state.first
+        pairs = min(self.pairs, (x.shape[1] - first) // 2)
+        if not pairs:
+            return None
+        counts = self.proportional and self.step == 'mid'
+        sizes = state.count_sizes(x) if counts else x.new_ones(x.shape[0], x.shape[1] - first)
+        metric = state.keys_of_present().mean(dim=1)[:, first:]
+        return match_pairs(metric, pairs, sizes, first, state.padding)
 
     def patches_after(self, patches: int, prefix: int) -> int:
         """Fewer by the merged pairs."""
-        return patches - self._merged(patches, prefix)
+        return patches if self.step == 'around' else self.rows(patches, prefix)
+
+    def rows(self, patches: Count, prefix: int) -> Count:
+        """Fewer by the merged pairs."""
+        half = patches // 2
+        return patches - (half.clamp(max=self.pairs) if isinstance(half, Tensor) else min(half, self.pairs))
 
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Of the matching: every token of one set with every one of the other, D each."""
@@ -91,4 +105,4 @@ class ToMe(TokenOp):
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""
-        return f'pairs={self.pairs}, proportional={self.proportional}'
+        return f'pairs={self.pairs}, step={self.step!r}, proportional={self.proportional}'

@@ -143,7 +143,7 @@ TWICE = 'parts must have words of their own'
         (
             'mlp',
             lambda x: log('amid').attach(x),
-            r"step must be one of \['enter', 'mid', 'leave'\], got 'amid' of a Log",
+            r"step must be one of \['enter', 'mid', 'around', 'leave'\], got 'amid' of a Log",
         ),
         (
             'layer',

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdyt.core.reduction import Keep, keep_best, match_pairs, most_pairs
+from mmdyt.core.reduction import Keep, keep_best, match_pairs
 from mmdyt.core.tokens import TokenState
 
 
@@ -53,8 +53,7 @@ def test_padding_neither_stays_nor_is_fused():
 def test_pairs_merge_as_a_loop_merges_them(first, tokens):
     metric, x = values(2, tokens, 3), values(2, tokens, 4, seed=1)
     sizes = values(2, tokens, seed=2).abs() + 1
-    number = most_pairs(tokens, first)
-    for pairs in range(1, number + 1):
+    for pairs in range(1, tokens // 2 + 1):
         plan = match_pairs(metric, pairs, sizes, first)
         after, total = plan.apply(x), plan.total(sizes)
         assert after.shape[1] == total.shape[1] == tokens - pairs
@@ -97,13 +96,6 @@ def test_padding_merges_with_padding_first():
     padding[0, 6:] = True
     plan = match_pairs(metric, 3, torch.ones(1, 12), 1, padding)
     assert (plan.slots[0, :6].unique().numel(), plan.slots[0, 6:].unique().numel()) == (6, 3)
-
-
-@pytest.mark.parametrize('first', [0, 1, 2])
-def test_no_more_pairs_than_there_can_be(first):
-    for tokens in range(9):
-        a = sum((first + i) % 2 == 0 for i in range(tokens))
-        assert most_pairs(tokens, first) == min(a, tokens // 2)
 
 
 def chain(state, x, plans):

@@ -6,17 +6,20 @@ from mmpretrain.models.backbones import VisionTransformer
 from static_graphs import export_any_batch, not_static
 from test_vit import TINY
 
+from mmdyt.core.attention import DENSE
 from mmdyt.core.fit.calibrate import calibrate, token_dispatchers
 from mmdyt.core.fit.request import CalibrationRequest
 from mmdyt.core.grid import on_grid
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import dynamic_branches, record_dispatch
 from mmdyt.core.restoring import RESTORE
+from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
 
 SPARSE = [dict(type='mmdyt.SparseTokens', keep_rate=0.6), dict(type='mmdyt.DenseAdapter', bottleneck=4)]
 TOME = [dict(type='mmdyt.ToMe', r=2)]
+SCOPED = [dict(type='mmdyt.ToMe', r=10, scope='mlp')]
 METHODS = pytest.mark.parametrize('parts', [SPARSE, TOME, [*SPARSE, *TOME]], ids=['sparse', 'tome', 'both'])
 SIZE = (32, 48)  # of pixels: 4 x 6 patches
 ARCH = dict(TINY, num_layers=4)
@@ -44,10 +47,16 @@ def run(model, x):
 
 @pytest.mark.parametrize('out_type', ['cls_token', 'featmap', 'avg_featmap', 'raw'])
 @pytest.mark.parametrize(
-    'parts', [[dict(type='mmdyt.SparseTokens', keep_rate=1)], [dict(type='mmdyt.ToMe', r=0)]], ids=['k = 1', 'r = 0']
+    'part',
+    [
+        dict(type='mmdyt.SparseTokens', keep_rate=1),
+        dict(type='mmdyt.ToMe', r=0),
+        dict(type='mmdyt.ToMe', r=0, scope='mlp'),
+    ],
+    ids=['k = 1', 'r = 0', 'scoped'],
 )
-def test_nothing_to_reduce_is_the_plain_network(parts, out_type):
-    model = build(parts, out_type=out_type)
+def test_nothing_to_reduce_is_the_plain_network(part, out_type):
+    model = build([part], out_type=out_type)
     plain = VisionTransformer(ARCH, img_size=SIZE, patch_size=8, out_type=out_type)
     plain.load_state_dict(model.state_dict())
     plain.eval()
@@ -79,7 +88,7 @@ def test_sparse_tuning_costs_and_tunes_what_the_paper_says(keep_rate, expected):
     """arXiv 2405.14700 draws 11.7 G and 1.08 M at 0.7; scores and the weighted sum are in no published count."""
     parts = [dict(type='mmdyt.SparseTokens', keep_rate=keep_rate), dict(type='mmdyt.DenseAdapter')]
     with torch.device('meta'):
-        model = DyTVisionTransformer(arch='base', adapter=None, dispatcher=None, parts=parts)
+        model = DyTVisionTransformer(arch='base', adapter=None, dispatcher=None, parts=parts, out_type='raw')
     lengths, extra = [197], 0
     for i, layer in enumerate(model.layers):
         extra += sum(part.macs(lengths[-1], 1, min(i, 3)) for part in layer.steps('mid'))
@@ -95,7 +104,9 @@ def test_sparse_tuning_costs_and_tunes_what_the_paper_says(keep_rate, expected):
 def test_tome_costs_what_its_matching_and_fewer_tokens_cost(r, expected):
     """Closed form of arXiv 2210.09461 with |A||B|D for the matching."""
     with torch.device('meta'):
-        model = DyTVisionTransformer(arch='base', adapter=None, dispatcher=None, parts=[dict(type='mmdyt.ToMe', r=r)])
+        model = DyTVisionTransformer(
+            arch='base', adapter=None, dispatcher=None, parts=[dict(type='mmdyt.ToMe', r=r)], out_type='raw'
+        )
     assert int(model.macs(224, 224, {}) / 1e6) / 1000 == expected
 
 
@@ -208,7 +219,40 @@ def test_dispatch_goes_on_among_the_tokens_that_are_left(parts):
     torch.testing.assert_close(packed, run(model, x), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('parts', [SPARSE[:1], TOME], ids=['sparse', 'tome'])
+@torch.no_grad()
+def test_merged_for_the_mlp_only_every_patch_keeps_its_own():
+    """Reference: the MLP on the means of groups, by hand, from the groups of the plan."""
+    model, x = build(SCOPED), torch.randn(2, 25, 32, generator=torch.Generator().manual_seed(3))
+    layer, state = model.layers[1], TokenState(prefix=1)
+    y = x + layer.attention(x, DENSE, state)
+    plan = layer.steps('around')[0].plan(y, state)
+    assert plan.number == 14
+    expected = y + layer.mlp(y, DENSE)
+    for image in range(2):
+        for slot in range(14):
+            group = 1 + (plan.slots[image] == slot).nonzero().flatten()
+            mean = y[image, group].mean(0, keepdim=True)
+            expected[image, group] = y[image, group] + layer.mlp(mean[None], DENSE)[0]
+    out = layer(x, TokenState(prefix=1))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+    counted = count_macs(lambda: model(images(1)))
+    assert model.macs(*SIZE, {}) == counted
+
+
+def test_merged_for_the_mlp_only_costs_what_its_rows_cost():
+    with torch.device('meta'):
+        model = DyTVisionTransformer(
+            arch='base', adapter=None, dispatcher=None, parts=[dict(type='mmdyt.ToMe', r=98, scope='mlp')]
+        )
+    assert model.macs(224, 224, {}) / 1e9 == pytest.approx(12.04, abs=0.005)
+
+
+def test_tokens_skip_an_mlp_or_share_its_update():
+    with pytest.raises(ValueError, match='dispatcher must be None beside a ToMe around the MLP, got one'):
+        build(SCOPED, dispatcher=dict(type='mmdyt.TokenDispatcher'))
+
+
+@pytest.mark.parametrize('parts', [SPARSE[:1], TOME, SCOPED], ids=['sparse', 'tome', 'scoped'])
 @pytest.mark.parametrize('dispatch', ['attn', 'attn_mlp', 'layer'])
 def test_attention_must_run_on_all_tokens(parts, dispatch):
     with pytest.raises(ValueError, match='dispatch must'):

@@ -19,11 +19,11 @@ from mmengine.utils import track_iter_progress
 from torch.utils.data import DataLoader
 
 from mmdyt import preflight
-from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.observe import mapped_branches
 from mmdyt.datasets.files import find_files
 from mmdyt.engine.host import find_host, is_recognizer
 from mmdyt.engine.own_images import name_in_dataset, spread_places
-from mmdyt.engine.visualize.collect import Collector
+from mmdyt.engine.visualize.collect import NOTHING, Collector
 from mmdyt.engine.visualize.draw import draw, numbers
 from mmdyt.files import write_json
 from mmdyt.preflight.checkpoints import check_exists
@@ -60,8 +60,8 @@ def load(args: argparse.Namespace) -> tuple[Config, torch.nn.Module, dict]:
     if cfg.get(LOADER) is None:
         raise ValueError(f'config must have a {LOADER}, whose pipeline is used, got none.')
     host = find_host(MODELS.build(cfg.model))
-    if not dynamic_branches(host):
-        raise ValueError('model must have dispatchers, got none: there is nothing to draw.')
+    if not mapped_branches(host):
+        raise ValueError(f'{NOTHING} there is nothing to draw.')
     checkpoint = load_checkpoint(host, args.checkpoint, map_location='cpu', logger='silent')
     return cfg, host.to(args.device).eval(), checkpoint.get('meta', {}).get('dataset_meta') or {}
 

@@ -186,7 +186,9 @@ class DynamicBranch(nn.Module):
         """What the dispatcher, or a rule from outside, decides."""
         if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self._learns_now()):
             # what is read is always active, and attends to all: there is nothing to decide about any patch token
-            return EveryToken(x[:, : state.read], state.prefix + state.prompts)
+            every = without_padding(EveryToken(x[:, : state.read], state.first), state.padding)
+            every.owner = state.owner
+            return every
         if self.dispatcher.decider is not self.dispatcher:  # decided below, rules and all
             return self.dispatcher(x, state)
         rules = asked_of(RULES, self)

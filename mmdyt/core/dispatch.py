@@ -59,6 +59,14 @@ class Dispatch:
         found = values.gather(1, self.owner.clamp(min=0).unsqueeze(-1))
         return found.masked_fill((self.owner < 0).unsqueeze(-1), dropped)
 
+    def took_part(self) -> Tensor:
+        """(B, n, 1): which patches of the image ran; of a token that stands for s of them, each 1 / s of it."""
+        if self.owner is None or not self.patch_mask.shape[1]:
+            return self.patch_mask
+        owner, like = self.owner.clamp(min=0), self.patch_mask.squeeze(-1)
+        sizes = torch.zeros_like(like).scatter_add(1, owner, (self.owner >= 0).to(like.dtype))
+        return self.on_patches(self.patch_mask / sizes.clamp(min=1).unsqueeze(-1))
+
     @property
     def learnt(self) -> bool:
         """Whether a gradient flows into the mask."""

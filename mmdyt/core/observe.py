@@ -4,7 +4,7 @@ A context holds in the thread that entered it, and in one that runs in a copy of
 (``contextvars.copy_context().run``): other threads may use the same model, and notice nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .branch import BranchRun, DynamicBranch, Rule, run_all
 from .context import RECORDS, RULES, WATCHERS, ask, asked_of
 from .dispatch import Dispatch
-from .part import Dispatcher
+from .part import Dispatcher, TokenOp, parts
 from .tokens import TokenState
 
 
@@ -23,15 +23,16 @@ class DispatchRecord:
     """What the dispatchers of a model decided and what its branches ran, in the order in which they ran.
 
     Attributes:
-        names: Module name of each dispatched branch, in network order, e.g. ``backbone.layers.0.dynamic.mlp``.
+        names: Module name of each mapped branch (:func:`mapped_branches`), in network order, e.g.
+            ``backbone.layers.0.dynamic.mlp``.
         dispatches: ``dispatches[name]`` lists one :class:`~mmdyt.core.dispatch.Dispatch` per forward pass since
             the last :meth:`clear`.
         runs: ``runs[name]`` lists one :class:`~mmdyt.core.branch.BranchRun` per forward pass, of all branches.
     """
 
-    def __init__(self, branches: dict[str, DynamicBranch]):
+    def __init__(self, branches: dict[str, DynamicBranch], names: Iterable[str]):
         self._name_of = {branch: name for name, branch in branches.items()}
-        self.names = [name for name, branch in branches.items() if branch.dispatcher is not None]
+        self.names = list(names)
         self.dispatches: dict[str, list[Dispatch]] = {name: [] for name in self.names}
         self.runs: dict[str, list[BranchRun]] = {name: [] for name in branches}
 
@@ -81,6 +82,17 @@ def dynamic_branches(model: nn.Module) -> dict[str, DynamicBranch]:
     return {name: branch for name, branch in all_branches(model).items() if branch.dispatcher is not None}
 
 
+def mapped_branches(model: nn.Module) -> dict[str, DynamicBranch]:
+    """All branches that some tokens run and others do not, by module name, in network order.
+
+    Those that have a dispatcher; where none has one and parts make the tokens fewer, the MLPs.
+    """
+    found = dynamic_branches(model)
+    if found or not any(isinstance(part, TokenOp) and part.reduces for part in parts(model)):
+        return found
+    return {name: branch for name, branch in all_branches(model).items() if name.endswith('.mlp')}
+
+
 @contextmanager
 def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
     """Record masks and logits of every dispatched branch of ``model``, and what ran, within the context.
@@ -92,7 +104,7 @@ def record_dispatch(model: nn.Module) -> Iterator[DispatchRecord]:
         A :class:`DispatchRecord`, filled as the model runs.
     """
     branches = all_branches(model)
-    record = DispatchRecord(branches)
+    record = DispatchRecord(branches, mapped_branches(model))
     with ask(RECORDS, dict.fromkeys(branches.values(), record)):
         yield record
 

@@ -209,10 +209,12 @@ class TokenOp(Part):
         step: When in a block it acts: ``'enter'``, ``'mid'`` (between attention and MLP), ``'around'`` (the MLP:
             see :meth:`plan`) or ``'leave'``.
         reads_attention: Whether it reads queries and keys of the attention before it, in the state.
+        reduces: Whether it makes the patch tokens fewer for the blocks after it.
     """
 
     step: ClassVar[str] = 'enter'
     reads_attention: ClassVar[bool] = False
+    reduces: bool = False
 
     @classmethod
     def add_to(cls, block: Any, **options) -> None:

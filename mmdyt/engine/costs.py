@@ -10,6 +10,8 @@ import torch.nn as nn
 from mmengine.dist import all_gather_object
 from torch import Tensor
 
+from mmdyt.core.branch import BranchRun
+from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.observe import record_dispatch
 from mmdyt.engine.finite import sample_file
 from mmdyt.engine.host import branch_labels, find_host, is_recognizer, part_macs
@@ -70,9 +72,10 @@ class CostCounter:
         branches = [self._record.dispatches[name][0] for name in self._record.names]
         runs = {name: run for name, (run,) in self._record.runs.items()}
         self._record.clear()
-        counts = [dispatch.patch_mask.detach().sum(dim=(1, 2)) for dispatch in branches]
         padding = next(iter(runs.values())).padding  # the first branch sees all tokens
-        counts += [_seen(dispatch.patch_mask.shape[1], padding) for dispatch in branches]
+        decided = list(zip(branches, (runs[name] for name in self._record.names), strict=True))
+        counts = [_active(dispatch) for dispatch in branches]
+        counts += [_asked(dispatch, run, padding) for dispatch, run in decided]
         counts += [_broken(dispatch.logits) for dispatch in branches]
         counts += [
             backbone.macs_of(backbone.num_patches(height, width) - padding, runs),
@@ -154,9 +157,21 @@ class CostCounter:
         return self.costs().report()
 
 
-def _seen(patches: int, padding: Tensor | int) -> Tensor | int:
-    """How many patch tokens of each image a branch decided about; none where none was left to be read."""
-    return patches - padding if patches else 0
+def _active(dispatch: Dispatch) -> Tensor:
+    """How many patch tokens of each image a branch ran on; padding counts for none."""
+    mask = dispatch.patch_mask.detach()
+    return (mask if dispatch.padding is None else mask.masked_fill(dispatch.padding, 0.0)).sum(dim=(1, 2))
+
+
+def _asked(dispatch: Dispatch, run: BranchRun, padding: Tensor | int) -> Tensor | int:
+    """How many patch tokens of each image a branch decided about; none where none was left to be read.
+
+    Where nothing decides, but tokens became fewer, these are all patches of the image: a rate is what is left of them.
+    """
+    patches = dispatch.patch_mask.shape[1]
+    if patches and dispatch.complete and dispatch.owner is not None:
+        return dispatch.owner.shape[1] - padding
+    return patches - run.padding if patches else 0
 
 
 def _broken(logits: Tensor | None) -> Tensor | int:

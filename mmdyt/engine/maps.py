@@ -22,7 +22,7 @@ class Look:
 
     Attributes:
         seen: What it shows.
-        masks: (L, T, rows, columns), 0 or 1.
+        masks: (L, T, rows, columns), 0 or 1; between them where tokens merged.
         logits: (L, T, rows, columns); None where a rule from outside decided.
     """
 
@@ -160,7 +160,7 @@ class MapRecorder:
         if not decided:
             return
         shape = (len(decided), batch, frames[0] if frames else 1, *grid)
-        masks = torch.stack([d.on_patches(d.patch_mask) for d in decided.values()]).view(shape).cpu()
+        masks = torch.stack([d.took_part() for d in decided.values()]).view(shape).cpu()
         logits = [d.logits if d.logits is None else d.on_patches(d.logits, torch.nan) for d in decided.values()]
         told = all(of_branch is not None for of_branch in logits)
         logits = torch.stack([of_branch.float() for of_branch in logits]).view(shape).cpu() if told else None

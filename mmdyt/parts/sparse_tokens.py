@@ -42,6 +42,7 @@ class SparseTokens(TokenOp):
     word = 'sparse_tokens'
     step = 'mid'
     reads_attention = True
+    reduces = True
 
     def __init__(self, dim: int, keep_rate: float = 0.7, fuse: str = 'sum'):
         super().__init__()

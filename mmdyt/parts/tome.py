@@ -48,7 +48,7 @@ class ToMe(TokenOp):
             raise ValueError(f'pairs must be a number of tokens, got {pairs!r}.')
         check_switches(proportional=proportional)
         check_choice(SCOPES, scope=scope)
-        self.step = SCOPES[scope]
+        self.step, self.reduces = SCOPES[scope], scope == 'block'
         self.pairs, self.head_dim, self.proportional = pairs, head_dim, proportional
 
     @classmethod

@@ -100,7 +100,10 @@ def test_without_dispatchers_there_is_nothing_to_draw(tiny_cls_config, tmp_path)
     cfg = Config.fromfile(tiny_cls_config)
     cfg.work_dir, cfg.custom_hooks, cfg.model.backbone.dispatcher = str(tmp_path), [], None
     runner = preflight.build_runner(cfg)
-    with pytest.raises(ValueError, match='model must have dispatchers that see patch tokens, got none'):
+    with pytest.raises(
+        ValueError,
+        match='model must have dispatchers, or parts that make tokens fewer, which see patch tokens, got none',
+    ):
         collect(runner)
 
 

@@ -17,6 +17,7 @@ from mmdyt.engine.maps import MapRecorder, SampleMap
 from mmdyt.engine.visualize.sample import LayerCost, SampleDispatch
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+NOTHING = 'model must have dispatchers, or parts that make tokens fewer, which see patch tokens, got none:'
 JUMP = 1e-9  # of a share, on both sides of where the cost jumps
 
 
@@ -68,7 +69,7 @@ class Collector:
         lines = self._counter.take().lines()
         maps = self._recorder.take()
         if not maps:
-            raise ValueError('model must have dispatchers that see patch tokens, got none: there is nothing to draw.')
+            raise ValueError(f'{NOTHING} there is nothing to draw.')
         inputs, wanted = _of_samples(batch['inputs']), range(len(outputs)) if wanted is None else wanted
         return [self._sample(maps[i], lines[i], outputs[i], self._pictures(inputs[i])) for i in wanted]
 
@@ -80,7 +81,10 @@ class Collector:
         costs, rates = self._costs(found), [line['rates'].get(layer, np.nan) for layer in found.layers]
         rates = masks.reshape(len(masks), -1).mean(1) if np.isnan(rates).any() else np.array(rates)
         gmacs = np.nan if line['gmacs'] is None else line['gmacs']
-        decided = sum(np.interp(rate, *zip(*one.points, strict=True)) for one, rate in zip(costs, rates, strict=True))
+        costed = (
+            zip(costs, rates, strict=True) if costs else ()
+        )  # where nothing decides, no other rate can be asked for
+        decided = sum(np.interp(rate, *zip(*one.points, strict=True)) for one, rate in costed)
         return SampleDispatch(
             name=line['file'],
             layers=found.layers,
@@ -113,6 +117,8 @@ class Collector:
         """As above, for a number of passes of each size, in pixels."""
         backbone = self._host.backbone
         branches = dynamic_branches(backbone)
+        if not branches:
+            return []
         names = {label: name for name, label in branch_labels(list(branches)).items()}
         prefixes, costs = backbone.prefixes(), []
         for label in layers:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.dist import is_main_process
 
-from mmdyt.core.observe import dynamic_branches
+from mmdyt.core.observe import mapped_branches
 from mmdyt.core.options import is_integer
 from mmdyt.engine.evaluation import EvaluationHook
 from mmdyt.engine.own_images import name_in_dataset, place_in_dataset, sampler_of, spread_places
@@ -39,8 +39,11 @@ class DispatchVisualizationHook(EvaluationHook):
 
     def before_run(self, runner) -> None:
         """Refuse a model in which nothing is dispatched."""
-        if not dynamic_branches(runner.model):
-            raise ValueError('model must have dispatchers for mmdyt.DispatchVisualizationHook, got none.')
+        if not mapped_branches(runner.model):
+            raise ValueError(
+                'model must have dispatchers, or parts that make tokens fewer, for mmdyt.DispatchVisualizationHook, got '
+                'none.'
+            )
 
     def begin(self, runner, mode: str) -> None:
         """Start to gather."""

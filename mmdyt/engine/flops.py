@@ -33,8 +33,8 @@ class FLOPsHook(EvaluationHook):
     In distributed runs every image counts once: what samplers repeat, to give all ranks equally many, counts nowhere.
     A branch that saw no patch token, since nothing reads them after it (``skip_unread``), has no rate.
     Without dispatchers (baselines) there are no rates to report, only GMACs; but where parts make the tokens fewer, the
-    rate of a layer is the share of the image's patch tokens that is left for its MLP. Logits that are not finite decide nothing:
-    then neither a rate nor what follows from it is reported, and the log names the layers and samples.
+    rate of a layer is the share of the image's patch tokens that is left for its MLP. Logits that are not finite decide
+    nothing: then neither a rate nor what follows from it is reported, and the log names the layers and samples.
 
     Adds to the metrics: ``activation_rate``, ``activation_rate/layer_<i>`` (fraction of active patch tokens; with
     ``attn_mlp`` dispatch ``layer_<i>_attn`` and ``layer_<i>_mlp``),

@@ -102,7 +102,7 @@ def test_without_dispatchers_there_is_nothing_to_draw(tiny_cls_config, tmp_path)
     runner = preflight.build_runner(cfg)
     with pytest.raises(
         ValueError,
-        match='model must have dispatchers, or parts that make tokens fewer, which see patch tokens, got none',
+        match='model must have dispatchers, or parts .*, got none',
     ):
         collect(runner)
 

@@ -41,8 +41,8 @@ class DispatchVisualizationHook(EvaluationHook):
         """Refuse a model in which nothing is dispatched."""
         if not mapped_branches(runner.model):
             raise ValueError(
-                'model must have dispatchers, or parts that make tokens fewer, for mmdyt.DispatchVisualizationHook, got '
-                'none.'
+                'model must have dispatchers, or parts that make tokens fewer, for mmdyt.DispatchVisualizationHook, '
+                'got none.'
             )
 
     def begin(self, runner, mode: str) -> None:

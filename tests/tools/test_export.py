@@ -15,6 +15,7 @@ import mmdyt.models.classifier
 import mmdyt.models.segmentor  # noqa: F401  repairs the wheels, registers
 from mmdyt.core.fit.calibrate import token_dispatchers
 from mmdyt.engine.export import Deployed, read_program
+from mmdyt.preflight.methods import use_method
 
 SIZES = dict(cls=(32, 32), seg=(64, 96))
 CONTEXT = ('model.backbone.dispatch=layer', 'model.backbone.keys=all')
@@ -109,6 +110,26 @@ def test_an_onnx_file_computes_what_the_model_does(exported, task):
     assert metric in report['accuracy']['onnxruntime int8']
     assert (out.parent / 'out.int8.onnx').exists()
     assert not list(out.parent.glob('.*'))
+
+
+@pytest.mark.parametrize(('task', 'method'), [('cls', 'sparse_tuning'), ('seg', 'sparse_tuning'), ('seg', 'tome')])
+@pytest.mark.parametrize('name', ['out.pt2', 'out.onnx'])
+def test_a_model_of_fewer_tokens_is_exported_with_its_features_restored(
+    run_tool, tiny_cls_config, tiny_config, tmp_path, capfd, task, method, name
+):
+    path = dict(cls=tiny_cls_config, seg=tiny_config)[task]
+    cfg = Config.fromfile(path, import_custom_modules=False)
+    use_method(cfg, method)
+    cfg.model.backbone.init_cfg = None
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).eval()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'model.pth')
+    report = tmp_path / 'report.json'
+    given = ('--json', report, '--images', 3, '--rounds', 0, '--method', method)
+    run_tool('export', path, tmp_path / 'model.pth', tmp_path / name, *given)
+    check = json.loads(report.read_text())['check']
+    assert check['equal'] == check['predictions'] > 0 and check['images'] == 3
 
 
 def test_the_example_of_the_docs_runs(exported, monkeypatch, capfd):

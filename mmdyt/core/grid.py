@@ -170,14 +170,14 @@ def on_grid(dispatches: Sequence[Dispatch], grid: tuple[int, int]) -> Tensor:
         grid: Rows and columns of the patch tokens.
 
     Returns:
-        (L, B, rows, columns), 0 or 1; of merged tokens each patch its share: see :meth:`Dispatch.took_part`.
+        (L, B, rows, columns), 0 or 1: whether the token ran that a patch is part of.
 
     Raises:
         ValueError: If there is no dispatch, or the grid has not one cell for each patch token.
     """
     if not dispatches:
         raise ValueError('dispatches must hold at least one dispatch, got none. Run the model within record_dispatch.')
-    masks = [dispatch.took_part() for dispatch in dispatches]
+    masks = [dispatch.on_patches(dispatch.patch_mask) for dispatch in dispatches]
     full = max(masks, key=lambda mask: mask.shape[1])
     masks = torch.stack([mask if mask.shape[1] else torch.zeros_like(full) for mask in masks])  # (L, B, M, 1)
     if masks.shape[2] != grid[0] * grid[1]:

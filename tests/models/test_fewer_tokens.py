@@ -190,8 +190,11 @@ def test_autocast_runs(parts):
     assert (half.float() - run(model, x)).abs().mean() < 0.1 * run(model, x).abs().mean()
 
 
-@METHODS
-@pytest.mark.parametrize('restore', ['stale', 'stale+delta', 'fused', 'knn'])
+@pytest.mark.parametrize(
+    ('parts', 'restore'),
+    [(SPARSE, 'stale+delta'), (SPARSE, 'knn'), ([*SPARSE, *TOME], 'stale'), (TOME, 'merge'), (SCOPED, 'stale')],
+    ids=['delta', 'knn', 'both', 'merge', 'scoped'],
+)
 def test_it_is_exported_with_static_shapes(parts, restore):
     model, x = build(parts, out_type='featmap', restore=restore), images()
     program = export_any_batch(model, x)

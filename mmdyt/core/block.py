@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import DENSE, Layout, attend
-from .branch import BranchRun, DynamicBranch
+from .block_macs import BlockMacs
+from .branch import DynamicBranch
 from .executors import Branch
-from .macs import BesideCost, BlockCost, Count, exact, norm_macs
 from .part import STEPS, TokenOp
 from .rewriting import Rewritable, fold, run_rewritten, thirds
 from .tokens import TokenState
@@ -40,7 +40,7 @@ class Place(NamedTuple):
     patch_values: int
 
 
-class Block(Rewritable, nn.Module):
+class Block(BlockMacs, Rewritable, nn.Module):
     """A frozen block with rooms for parts; a library's layer names its modules and calls :meth:`open`.
 
     ``dynamic`` holds a :class:`~mmdyt.core.branch.DynamicBranch` for attention and MLP, one around both where the whole
@@ -127,6 +127,7 @@ class Block(Rewritable, nn.Module):
     def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """(B, N, C) -> (B, N', C), or (B, read, C) where the state says so."""
         state = TokenState(self.place.prefix) if state is None else state
+        state.begin_block()
         x = self.run('enter', x, state)
         if 'layer' in self.dynamic:
             x = self.dynamic['layer'](x, self.whole_layer, state)
@@ -144,15 +145,18 @@ class Block(Rewritable, nn.Module):
         """Apply the token operations of a step."""
         if step in self.dynamic:
             for operation in self.steps(step):
+                if step == 'mid':
+                    state.note_step(x)
                 x = operation(x, state)
         return x
 
     def _mlp_on_fewer(self, x: Tensor, state: TokenState) -> Branch:
         """The MLP as a branch, on fewer tokens where a part plans that; tokens get the update of their stand-in."""
-        plans = [plan for part in self.steps('around') if (plan := part.plan(x, state)) is not None]
-        if not plans:
+        around, first = self.steps('around'), state.first  # at most one
+        plan = around[0].plan(x, state) if around else None
+        if plan is None:
             return self.mlp
-        (plan,), first = plans, state.first
+        state.note_rows(plan)
 
         def branch(x: Tensor, layout: Layout) -> Tensor:
             update = self.mlp(torch.cat([x[:, :first], plan.apply(x[:, first:])], dim=1), layout)
@@ -224,91 +228,6 @@ class Block(Rewritable, nn.Module):
         update = self.attention(x, layout)
         return update + self.mlp(layout.queries(x) + update, DENSE)
 
-    def cost(self) -> BlockCost:
-        """What this block costs for each of what it may run, parts included."""
-        query, key = self._linear_macs('attn.proj'), norm_macs(1, self.place.dim)
-        key += self._linear_macs('attn.k') + self._linear_macs('attn.v')
-        if whole := self.rewrites('attn.qkv'):
-            key += self._linear_macs('attn.q') + sum(part.macs_per_token() for part in whole)
-        else:
-            query += self._linear_macs('attn.q')
-        mlp = [name for name, m in self.frozen().items() if name.startswith('mlp.') and isinstance(m, nn.Linear)]
-        row = sum(self._linear_macs(name) for name in mlp) + norm_macs(1, self.place.dim)
-        beside = {site: _beside(branch) for site, branch in self.branches().items()}
-        return BlockCost(self.place.dim, query, key, row, beside)
-
-    def token_macs(self, site: str, tokens: int, read: int | None = None) -> int:
-        """Multiply-adds that one patch token saves which skips a branch; parts beside it run on.
-
-        Args:
-            site: Of the branch.
-            tokens: N, all of which run it.
-            read: Leading tokens whose result is wanted; others are keys only. None is all.
-        """
-        cost, queries = self.cost(), tokens if read is None else read
-        key = cost.key + 2 * queries * self.place.dim if self.dynamic[site].keys == 'active' else 0
-        if read is not None:
-            return key
-        attention = cost.query + 2 * tokens * self.place.dim + key
-        return sum(dict(attn=[attention], mlp=[cost.row], layer=[attention, cost.row])[site])
-
-    def _linear_macs(self, name: str) -> int:
-        """Multiply-adds of a linear layer for each token, with those of its rewrites."""
-        out_features, in_features = self.widths(name)
-        return out_features * in_features + sum(part.macs_per_token() for part in self.rewrites(name))
-
-    def macs(self, runs: Mapping[str, BranchRun]) -> Count:
-        """Multiply-adds of one pass for each image, from what the branches ran, by site."""
-        runs = {site: BranchRun(*map(exact, run[:4]), prefix=run.prefix) for site, run in runs.items()}
-        attn, mlp = (runs.get(site) or runs['layer'] for site in ('attn', 'mlp'))
-        cost = self.cost()
-        beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in runs.items())
-        carried = sum(part.carried() for branch in self.branches().values() for part in branch.deltas())
-        tokens, steps, operations = attn.tokens, 0, [part for step in STEPS for part in self.steps(step)]
-        for i, part in enumerate(operations, start=1):
-            keys = any(later.reads_attention for later in operations[i:])  # become fewer, too
-            steps = steps + part.macs(tokens, attn.prefix, carried + keys)
-            tokens = attn.prefix + part.patches_after(tokens - attn.prefix, attn.prefix)
-        rows = mlp.queries
-        for part in self.steps('around'):
-            rows = mlp.prefix + part.rows(rows - mlp.prefix, mlp.prefix)
-        return cost.attention(attn.queries, attn.keys) + cost.mlp(rows) + beside + steps
-
-    def patches_after(self, patches: int, prefix: int) -> int:
-        """How many of M patch tokens leave the block, and run its MLP, behind ``prefix`` others."""
-        for step in STEPS:
-            for part in self.steps(step):
-                patches = part.patches_after(patches, prefix)
-        return patches
-
-    def dense_macs(self, tokens: Count) -> Count:
-        """Multiply-adds of the plain block without any part, all tokens active."""
-        linears = sum(module.weight.numel() for module in self.frozen().values() if isinstance(module, nn.Linear))
-        return tokens * linears + norm_macs(2 * tokens, self.place.dim) + 2 * tokens**2 * self.place.dim
-
-    def expected(
-        self, tokens: int, prefix: int, active: Mapping[str, Count], read: int | None = None
-    ) -> dict[str, BranchRun]:
-        """What a pass of inference will run.
-
-        Args:
-            tokens: N, incl. prefix tokens and prompts.
-            prefix: These.
-            active: Active tokens incl. these of the branches that are dispatched, by site; the others run all.
-            read: Leading tokens whose result is wanted; None is all.
-        """
-        runs, reaching = {}, tokens
-        for site, branch in self.branches().items():
-            tokens = prefix + self.patches_after(reaching - prefix, prefix) if site == 'mlp' else reaching
-            ran, all_keys = active.get(site, tokens), branch.keys == 'all'
-            reaches = tokens if read is None or site != 'mlp' else read
-            asked = 0 if branch.dispatcher is None else max(reaches - prefix, 0)
-            if read is not None and all_keys:  # nothing to decide
-                asked = 0
-            wanted, seen = ran if read is None else read, tokens if all_keys else ran
-            runs[site] = BranchRun(tokens if read is None else read, asked, wanted, seen, prefix=prefix)
-        return runs
-
     def after_attention(self, x: Tensor) -> Tensor:
         """What the library does to the output projection: dropout, scale, drop path."""
         return x
@@ -316,13 +235,3 @@ class Block(Rewritable, nn.Module):
     def feed_forward(self, x: Tensor) -> Tensor:
         """The library's MLP on normalised tokens, its linears through :meth:`call`."""
         raise TypeError(f'{type(self).__name__} must say how its MLP runs.')
-
-
-def _beside(branch: DynamicBranch) -> BesideCost:
-    """What the parts beside a branch cost."""
-    deltas, dispatcher = branch.deltas(), branch.dispatcher
-    return BesideCost(
-        token=sum(part.macs_per_token() for part in deltas),
-        patch=0 if dispatcher is None else dispatcher.macs_per_token(),
-        image=sum(part.macs_per_image() for part in [*deltas, *([dispatcher] if dispatcher is not None else [])]),
-    )

@@ -47,6 +47,7 @@ class BranchRun(NamedTuple):
         executor: How the branch ran.
         padding: Patch tokens that lie wholly in padding, which are in none of these.
         prefix: Leading tokens that are no patches.
+        before: Tokens before each operation that acted in the block so far, since its attention.
     """
 
     tokens: Count
@@ -56,6 +57,7 @@ class BranchRun(NamedTuple):
     executor: str = 'masked'
     padding: Count = 0
     prefix: int = 0
+    before: tuple[Count, ...] = ()
 
 
 class DynamicBranch(nn.Module):
@@ -187,15 +189,15 @@ class DynamicBranch(nn.Module):
         if self.dispatcher is None or (self.keys == 'all' and state.read is not None and not self._learns_now()):
             # what is read is always active, and attends to all: there is nothing to decide about any patch token
             every = without_padding(EveryToken(x[:, : state.read], state.first), state.padding)
-            every.owner = state.owner
+            every.owner, every.hidden = state.owner, state.hidden
             return every
         if self.dispatcher.decider is not self.dispatcher:  # decided below, rules and all
             return self.dispatcher(x, state)
         rules = asked_of(RULES, self)
         decided = rules[-1](self.dispatcher, x, state) if rules else self.dispatcher(x, state)
         found = without_padding(with_broken_tokens(decided, x), state.padding)
-        found.owner = state.owner
-        state.decided[self.dispatcher] = found
+        found.owner, found.hidden = state.owner, state.hidden
+        state.decided[self.dispatcher.key] = found
         return found
 
     def _executor(self, dispatch: Dispatch, state: TokenState) -> str:
@@ -227,10 +229,7 @@ class DynamicBranch(nn.Module):
         if not records:
             return
         read, all_keys = state.read, self.keys == 'all'
-        padding = 0
-        if state.padding is not None and x.shape[1] > state.prefix + state.prompts:  # else no patch token is left
-            padding = state.padding.sum(dim=1)
-        tokens = x.shape[1] - padding
+        tokens = state.counted(x)
         # for a mask that is learnt, split runs the inactive tokens too, without gradients
         skips = executor in (*SKIPPING, 'active_only') or (executor == 'split' and not dispatch.learnt)
         ran = dispatch.mask.detach().sum(dim=(1, 2)) if skips else tokens
@@ -240,7 +239,10 @@ class DynamicBranch(nn.Module):
             keys = 0  # nothing ran at all
         if read is not None:
             reaches = queries = read
-        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first)
+        if state.rows is not None:
+            queries = state.rows
+        padding = x.shape[1] - tokens
+        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first, state.before)
         for record in records:
             record.add(self, dispatch, run)
 

@@ -20,11 +20,13 @@ class Dispatch:
         padding: (B, N - P, 1) bool, patch tokens that lie wholly in padding, which count in no rate; None is none.
         owner: (B, n) long, of which patch token each of the n patches of the image is part, where these became fewer
             tokens; -1 where it was dropped. None is each its own.
+        hidden: (B, n) bool, patches of the image that lie wholly in padding, where tokens became fewer; None is none.
     """
 
     active: int | None = None
     padding: Tensor | None = None
     owner: Tensor | None = None
+    hidden: Tensor | None = None
 
     def __init__(self, mask: Tensor | None, logits: Tensor | None, num_prefix_tokens: int, complete: bool = False):
         self._mask = mask
@@ -61,11 +63,17 @@ class Dispatch:
 
     def took_part(self) -> Tensor:
         """(B, n, 1): which patches of the image ran; of a token that stands for s of them, each 1 / s of it."""
-        if self.owner is None or not self.patch_mask.shape[1]:
-            return self.patch_mask
-        owner, like = self.owner.clamp(min=0), self.patch_mask.squeeze(-1)
-        sizes = torch.zeros_like(like).scatter_add(1, owner, (self.owner >= 0).to(like.dtype))
-        return self.on_patches(self.patch_mask / sizes.clamp(min=1).unsqueeze(-1))
+        mask = self.patch_mask
+        if self.owner is None or not mask.shape[1]:
+            return mask if self.padding is None or not mask.shape[1] else mask.masked_fill(self.padding, 0.0)
+        counts, like = self.owner >= 0, self.patch_mask.squeeze(-1)
+        counts = counts if self.hidden is None else counts & ~self.hidden
+        sizes = torch.zeros_like(like).scatter_add(1, self.owner.clamp(min=0), counts.to(like.dtype))
+        return self.on_patches(self.patch_mask / sizes.clamp(min=1).unsqueeze(-1)) * counts.unsqueeze(-1)
+
+    def padded_patches(self) -> Tensor | None:
+        """(B, n, 1) bool: patches of the image that lie wholly in padding; None is none."""
+        return self.padding if self.owner is None else None if self.hidden is None else self.hidden.unsqueeze(-1)
 
     @property
     def learnt(self) -> bool:
@@ -85,7 +93,7 @@ class Dispatch:
     def with_mask(self, mask: Tensor) -> 'Dispatch':
         """The same decision with another mask."""
         dispatch = Dispatch(mask, self.logits, self.num_prefix_tokens, self.complete)
-        dispatch.padding, dispatch.owner = self.padding, self.owner
+        dispatch.padding, dispatch.owner, dispatch.hidden = self.padding, self.owner, self.hidden
         return dispatch
 
 

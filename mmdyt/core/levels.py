@@ -52,7 +52,7 @@ def block_of(name: str) -> int:
 def _share(dispatches: Sequence[Dispatch], features: Tensor, padded: float) -> Tensor:
     """Mean of some masks of one pass, shaped as one channel of the features."""
     share = on_grid(dispatches, tuple(features.shape[-2:])).float().mean(0)  # (B, h, w); clips: (B * T, h, w)
-    padding = next((d.on_patches(d.padding) for d in dispatches if d.padding is not None), None)
+    padding = next((found for d in dispatches if (found := d.padded_patches()) is not None), None)
     if padding is not None:
         share = share.masked_fill(padding.view(share.shape), padded)
     return share.view(_one_channel(features))

@@ -3,7 +3,7 @@
 B images, N tokens, C width. A part is a child of ``dynamic.<site>`` of its block, under its own ``word``.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch.nn as nn
@@ -17,6 +17,7 @@ from .reduction import Plan
 from .tokens import TokenState
 
 PLACES = ('parallel', 'inactive', 'serial')
+FILLED_IN = ('dim', 'num_prefix_tokens', 'out_features', 'in_features', 'patch_values', 'index', 'pairs', 'head_dim')
 STEPS = ('enter', 'mid', 'around', 'leave')
 
 
@@ -53,6 +54,13 @@ class Part(nn.Module):
     def macs_per_token(self) -> int:
         """Multiply-adds for each token that it sees."""
         return 0
+
+    def check(self, before: 'Sequence[Part]') -> None:
+        """Refuse to act behind these parts of earlier layers, and operations of its own, in network order.
+
+        Raises:
+            ValueError: If that cannot work.
+        """
 
     def carried(self) -> int:
         """How many tensors, laid out as the tokens, earlier parts of its kind have left for this one and later ones."""
@@ -98,6 +106,11 @@ class Dispatcher(Part):
     num_prefix_tokens: int  # leading tokens of the host that are always active
     noise: bool = False  # whether training samples, and reads no rule
     rate: float | None = None  # of the active patch tokens, where it is fixed
+    needs_grid: ClassVar[bool] = False  # whether it decides by where tokens lie, so that none may be missing
+
+    def __init__(self):
+        super().__init__()
+        self.key = id(self)  # of its decisions within a pass; replicas on other devices share it
 
     @property
     def decider(self) -> 'Dispatcher':
@@ -113,6 +126,15 @@ class Dispatcher(Part):
     def attach(self, block: Any, site: str) -> None:
         """Take the room in front of a branch."""
         block.branch(site).add(self)
+
+    def check(self, before: 'Sequence[Part]') -> None:
+        """Refuse to decide by a grid of which tokens are missing."""
+        for part in before:
+            if self.needs_grid and isinstance(part, TokenOp) and part.reduces:
+                raise ValueError(
+                    f'dispatcher must not be a {type(self).__name__} behind a {type(part).__name__}, which leaves no '
+                    'grid, got one.'
+                )
 
     def sample(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """Decide as training does, whatever the mode; what never samples decides as ever."""
@@ -210,11 +232,13 @@ class TokenOp(Part):
             see :meth:`plan`) or ``'leave'``.
         reads_attention: Whether it reads queries and keys of the attention before it, in the state.
         reduces: Whether it makes the patch tokens fewer for the blocks after it.
+        drops: Whether some of them then have no part in any token.
     """
 
     step: ClassVar[str] = 'enter'
     reads_attention: ClassVar[bool] = False
     reduces: bool = False
+    drops: bool = False
 
     @classmethod
     def add_to(cls, block: Any, **options) -> None:
@@ -232,7 +256,7 @@ class TokenOp(Part):
         """
         return None
 
-    def rows(self, patches: Count, prefix: int) -> Count:
+    def rows(self, patches: int, prefix: int) -> int:
         """At the step ``'around'``: for how many of M patch tokens the MLP runs."""
         return patches
 

@@ -128,8 +128,8 @@ def match_pairs(metric: Tensor, number: int, sizes: Tensor, first: int = 0, padd
     """The plan to merge the most similar pairs of two alternating sets of tokens: bipartite soft matching.
 
     Every token of set A, at even positions of the sequence, finds the most similar one of set B, at odd positions; the
-    closest pairs merge. After it come what is left of A, then B, each in its order. Padding merges with padding only,
-    and first.
+    closest pairs merge. After it come what is left of A, then B, each in its order. Padding merges with padding,
+    and first; with others only where there are no more pairs.
 
     Source: ToMe, section 3.  # differs from paper: prefix tokens are never in a set, also as targets; the paper spares
     the class token, the first of A.

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .macs import Count
 from .reduction import Plan
 from .restoring import NEED_OWNER, RESTORE, of_cells
 
@@ -32,10 +33,13 @@ class TokenState:
         live: (B, patches of the image) bool, those whose token goes on under its own name, or merged.
         left: (B, patches of the image, C), values with which the others left; None where there are none, or no need.
         joined: The same, of the token that they became a part of, just after that.
+        hidden: (B, patches of the image) bool, those that lie wholly in padding, where tokens became fewer.
         sizes: (B, patch tokens), for how many tokens of the image each one stands in attention; None is one each.
         carried: What parts carry from block to block, (B, N, C) by a name of theirs; fewer as the tokens become fewer.
         attended: Queries and keys of the last attention, (B, H, N, D) each, where a part reads them.
         since: The plans by which the tokens became fewer since.
+        before: Tokens that count before each operation that acted in the present block since its attention.
+        rows: Tokens that count for which the MLP of the present block runs; None is as many as there are.
         read: Leading tokens whose result the last block must give; None is all of them.
         decided: What was decided in this pass, by dispatcher; branches tell it, for layers that share a decision.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
@@ -52,10 +56,13 @@ class TokenState:
     live: Tensor | None = None
     left: Tensor | None = None
     joined: Tensor | None = None
+    hidden: Tensor | None = None
     sizes: Tensor | None = None
     carried: dict[Hashable, Tensor] = field(default_factory=dict)
     attended: tuple[Tensor, Tensor] | None = None
     since: tuple[Plan, ...] = ()
+    before: tuple[Count, ...] = ()
+    rows: Count | None = None
     read: int | None = None
     decided: dict[Hashable, Any] = field(default_factory=dict)
     unskipped: bool = False
@@ -81,6 +88,26 @@ class TokenState:
     def first(self) -> int:
         """Place of the first patch token in the sequence: prefix and prompts."""
         return self.prefix + self.prompts
+
+    def begin_block(self) -> None:
+        """Forget what operations of the block before did."""
+        self.before, self.rows = (), None
+
+    def counted(self, x: Tensor) -> Count:
+        """How many of the tokens of each image count: all but padding."""
+        if self.padding is None or x.shape[1] <= self.first:  # no patch token is left
+            return x.shape[1]
+        return x.shape[1] - self.padding.sum(dim=1)
+
+    def note_step(self, x: Tensor) -> None:
+        """Keep how many tokens an operation sees."""
+        self.before = (*self.before, self.counted(x))
+
+    def note_rows(self, plan: Plan) -> None:
+        """Keep for how many tokens the MLP runs by a plan around it."""
+        self.rows = self.first + plan.number
+        if self.padding is not None:
+            self.rows = self.first + (plan.total((~self.padding).float()) > 0).sum(dim=1)
 
     def reduce(self, x: Tensor, plan: Plan) -> Tensor:
         """Apply a plan to the patch tokens, and to whatever else is laid out as they are.
@@ -113,7 +140,7 @@ class TokenState:
         """Where each patch of the image is now, and with which value it left."""
         if self.owner is None:
             self.owner = torch.arange(before.shape[1], device=before.device).expand(before.shape[0], -1)
-            self.live = torch.ones_like(self.owner, dtype=torch.bool)
+            self.live, self.hidden = torch.ones_like(self.owner, dtype=torch.bool), self.padding
         place = self.owner.clamp(min=0)
         self.owner, stays = plan.slots.gather(1, place).where(self.owner >= 0, -1), plan.stays.gather(1, place)
         if not plan.leaves:

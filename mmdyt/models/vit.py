@@ -18,7 +18,16 @@ from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
-from mmdyt.models.vit_arguments import check_break_even, check_host, check_own, chosen, following, tell_of
+from mmdyt.models.vit_arguments import (
+    check_break_even,
+    check_host,
+    check_not_filled_in,
+    check_own,
+    check_parts,
+    chosen,
+    following,
+    tell_of,
+)
 from mmdyt.models.vit_macs import ViTMacs
 from mmdyt.parts.same_decision import SameDecision
 from mmdyt.registry import MODELS
@@ -127,6 +136,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         self._add_parts([*short, *(parts or ())])
         self._share_decisions()
         self.restore = restore
+        check_parts(self.layers, self.out_type, restore)
         self.skip_unread = skip_unread
         if skip_unread:
             self._check_unread_can_be_skipped()
@@ -155,6 +165,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         kinds = [part_class(config) for config in configs]
         per_part = [chosen(config.get('layers'), self.num_layers) for config in configs]
         options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
+        check_not_filled_in(kinds, options)
         for i, layer in enumerate(self.layers):
             for kind, layers, arguments in zip(kinds, per_part, options, strict=True):
                 if i in layers:
@@ -162,13 +173,6 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         for kind, config, arguments in zip(kinds, configs, options, strict=True):
             if issubclass(kind, Rewrite) and config.get('layers') is None:
                 kind.add_to(self, **arguments)
-        for layer in self.layers:
-            for part in layer.steps('around'):
-                if layer.branch('mlp').dispatcher is not None:
-                    raise ValueError(
-                        f'dispatcher must be None beside a {type(part).__name__} around the MLP, got one: '
-                        'tokens either skip it or share its update.'
-                    )
         attached = {type(part) for part in parts_of(self)}
         for kind, config in zip(kinds, configs, strict=True):
             if kind not in attached:

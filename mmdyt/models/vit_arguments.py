@@ -1,13 +1,14 @@
 """What the arguments of the backbone must be, and what it tells of a pass."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from mmdyt.core.block import DISPATCH
+from mmdyt.core.block import DISPATCH, Block
 from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.executors import KEYS
 from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
-from mmdyt.core.restoring import RESTORE
+from mmdyt.core.part import FILLED_IN, STEPS, Part, TokenOp
+from mmdyt.core.restoring import NEED_OWNER, RESTORE
 from mmdyt.core.tokens import TokenState
 from mmdyt.models.part_configs import DECIDE_PER
 
@@ -70,6 +71,46 @@ def check_host(arch: str | Mapping, vit: Mapping) -> None:
     _check_sizes(arch)
     _check_pixels(**{name: vit[name] for name in ('img_size', 'patch_size') if name in vit})
     check_probability(**{name: vit[name] for name in ('drop_rate', 'drop_path_rate') if name in vit})
+
+
+def check_not_filled_in(kinds: Sequence[type[Part]], options: Sequence[Mapping]) -> None:
+    """Refuse what parts are told by the network that they are added to.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    for kind, given in zip(kinds, options, strict=True):
+        for name in FILLED_IN:
+            if name in given:
+                raise ValueError(
+                    f'parts must not set {name} of a {kind.__name__}, which is filled in, got {given[name]!r}.'
+                )
+
+
+def check_parts(layers: Iterable[Block], out_type: str, restore: str) -> None:
+    """Refuse parts that cannot work behind others, or with what heads are to get.
+
+    Raises:
+        ValueError: Naming the first one.
+    """
+    before: list[Part] = []
+    for layer in layers:
+        before += [part for step in STEPS for part in layer.steps(step)]
+        beside = [part for b in layer.branches().values() for part in (b.dispatcher, *b.deltas()) if part is not None]
+        for part in beside:
+            part.check(before)
+        before += beside
+        for part in layer.steps('around'):
+            if layer.branch('mlp').dispatcher is not None:
+                raise ValueError(
+                    f'dispatcher must be None beside a {type(part).__name__} around the MLP, got one: '
+                    'tokens either skip it or share its update.'
+                )
+    for part in before:
+        if isinstance(part, TokenOp) and part.drops and out_type != 'cls_token' and restore in NEED_OWNER:
+            raise ValueError(
+                f"restore must be 'stale' or 'knn' with a {type(part).__name__} that drops tokens, got {restore!r}."
+            )
 
 
 def following(levels: Sequence[int], depth: int) -> list[int]:

@@ -54,16 +54,24 @@ class ViTMacs:
 
     def macs_at(self, height: int, width: int, rate: float) -> Count:
         """MACs of an image of ``height`` x ``width`` pixels in inference, the same rate in every dispatched branch."""
-        left, active = self.num_patches(height, width), {}
+        patches, active = self.patches_of(height, width), {}
         for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
-            after = layer.patches_after(left, prefix)
             for site, branch in layer.branches().items():
                 if branch.dispatcher is not None and branch.inference != 'masked':
-                    patches = after if site == 'mlp' else left
-                    ran = _ran(prefix + rate * patches, prefix + patches, branch.break_even)
+                    number = patches[f'layers.{i}.dynamic.{site}']
+                    ran = _ran(prefix + rate * number, prefix + number, branch.break_even)
                     active[f'layers.{i}.dynamic.{site}'] = ran
-            left = after
         return self.macs(height, width, active)
+
+    def patches_of(self, height: int, width: int) -> dict[str, int]:
+        """Patch tokens that reach each branch, by module name, of an image of ``height`` x ``width`` pixels."""
+        left, found = self.num_patches(height, width), {}
+        for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
+            after = layer.patches_after(left, prefix)
+            for site in layer.branches():
+                found[f'layers.{i}.dynamic.{site}'] = after if site == 'mlp' else left
+            left = after
+        return found
 
     def prefixes(self) -> list[int]:
         """Leading tokens that are no patches in each layer: the host's, and prompts."""

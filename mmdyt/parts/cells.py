@@ -34,6 +34,8 @@ class CellDispatcher(TokenDispatcher):
         ValueError: If an argument is out of range, or there is no grid, or the frames of a clip are no multiple.
     """
 
+    needs_grid = True
+
     def __init__(self, dim: int, num_prefix_tokens: int = 1, cell: Sequence[int] = (2, 2), frames: int = 1, **options):
         super().__init__(dim, num_prefix_tokens, **options)
         if not (isinstance(cell, Sequence) and len(cell) == 2 and all(is_integer(n) and n >= 1 for n in cell)):

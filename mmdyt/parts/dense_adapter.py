@@ -1,6 +1,7 @@
 """An adapter that reads the adapters of earlier layers. B images, N tokens, C width, d bottleneck."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn as nn
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdyt.core.options import is_integer
-from mmdyt.core.part import Delta
+from mmdyt.core.part import Delta, Part
 from mmdyt.core.tokens import TokenState
 
 LINKS = (1, 3)  # layers back
@@ -48,8 +49,21 @@ class DenseAdapter(Delta):
 
     @classmethod
     def add_to(cls, block: Any, site: str | None = None, **options) -> None:
-        """Attach one beside the MLP."""
+        """Attach one beside the MLP.
+
+        Raises:
+            ValueError: If there is one already: later layers read one of each.
+        """
+        if any(isinstance(delta, cls) for branch in block.branches().values() for delta in branch.deltas()):
+            raise ValueError(f'parts must hold one DenseAdapter a layer, got two in layer {block.place.index}.')
         cls(block.place.dim, index=block.place.index, **options).attach(block, site)
+
+    def check(self, before: Sequence[Part]) -> None:
+        """Refuse to read layers without one."""
+        there = {part.index for part in before if isinstance(part, DenseAdapter)}
+        for back in map(int, self.links):
+            if self.index - back not in there:
+                raise ValueError(f'layers must hold {self.index - back}, which layer {self.index} reads, got none.')
 
     def reset_parameters(self) -> None:
         """Kaiming-uniform projections down, zero ``up``."""
@@ -60,18 +74,10 @@ class DenseAdapter(Delta):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
-        """Return this layer's update, and keep it for later ones.
-
-        Raises:
-            ValueError: If a layer that it reads has none.
-        """
+        """Return this layer's update, and keep it for later ones."""
         inner = self.down(x)
         for back, link in self.links.items():
-            before = state.carried.get((self.word, self.index - int(back)))
-            if before is None:
-                raise ValueError(
-                    f'layers must hold {self.index - int(back)}, which layer {self.index} reads, got none.'
-                )
+            before = state.carried[self.word, self.index - int(back)]
             inner = inner + link(before[:, : x.shape[1]])  # the last layer may be asked about leading tokens only
         update = self.up(F.relu(inner))
         state.carried[self.word, self.index] = update

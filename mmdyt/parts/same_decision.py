@@ -1,9 +1,11 @@
 """One decision for several layers: those that follow take over what the layer before them decided."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from mmdyt.core.dispatch import Dispatch, EveryToken
-from mmdyt.core.part import Dispatcher
+from mmdyt.core.part import Dispatcher, Part, TokenOp
 from mmdyt.core.tokens import TokenState
 
 
@@ -40,12 +42,22 @@ class SameDecision(Dispatcher):
         """The dispatcher that decides."""
         return self._before[0] if self._before else self
 
+    def check(self, before: Sequence[Part]) -> None:
+        """Refuse to follow across a part that makes tokens fewer."""
+        since = before[[part is self.decider for part in before].index(True) :]
+        for part in since:
+            if isinstance(part, TokenOp) and part.reduces:
+                raise ValueError(
+                    f"decide_per must be 'layer' with a {type(part).__name__} between layers that share a decision, "
+                    'got one: their tokens differ.'
+                )
+
     def forward(self, x: Tensor, state: TokenState | None = None) -> Dispatch:
         """What was decided in this pass."""
         prefix = 0 if state is None else state.prefix + state.prompts
         if state is not None and x.shape[1] == prefix:  # no patch token is left to decide about
             return EveryToken(x, prefix)
-        decided = None if state is None else state.decided.get(self.decider)
+        decided = None if state is None else state.decided.get(self.decider.key)
         if decided is None:
             raise ValueError('state must be that of a pass through the layer that decides, got none of it.')
         if decided.tokens != x.shape[1]:

@@ -31,6 +31,7 @@ class SparseTokens(TokenOp):
         keep_rate: k in (0, 1]; 1 changes nothing.
         fuse: What the others become: ``'sum'``, ``'mean'`` (divided by the sum of their scores) or ``'none'``
             (nothing: they are dropped).
+        num_prefix_tokens: Leading tokens of the host: with none there is no class token.
 
     Shape:
         (B, N, C) -> (B, N - M + ceil(k M) + 1, C).
@@ -44,12 +45,14 @@ class SparseTokens(TokenOp):
     reads_attention = True
     reduces = True
 
-    def __init__(self, dim: int, keep_rate: float = 0.7, fuse: str = 'sum'):
+    def __init__(self, dim: int, keep_rate: float = 0.7, fuse: str = 'sum', num_prefix_tokens: int = 1):
         super().__init__()
         if not (is_number(keep_rate) and 0 < keep_rate <= 1):
             raise ValueError(f'keep_rate must lie in (0, 1], got {keep_rate!r}. It is a fraction, not percent.')
         check_choice(FUSE, fuse=fuse)
         self.dim, self.keep_rate, self.fuse = dim, keep_rate, fuse
+        self.num_prefix_tokens = num_prefix_tokens
+        self.drops = fuse == 'none'
 
     @classmethod
     def add_to(cls, block: Any, at: Sequence[float] = (0.25, 0.5, 0.75), **options) -> None:
@@ -59,11 +62,13 @@ class SparseTokens(TokenOp):
             ValueError: If a depth is none.
         """
         depth = block.place.depth
+        if not isinstance(at, Sequence) or isinstance(at, str):
+            raise ValueError(f'at must be a list of fractions or indices, got {at!r}.')
         for one in at:
             if not ((is_integer(one) and 0 <= one < depth) or (is_number(one) and 0 <= one < 1)):
                 raise ValueError(f'at must hold fractions in [0, 1) or indices below {depth}, got {one!r}.')
         if block.place.index in {one if is_integer(one) else int(one * depth) for one in at}:
-            cls(block.place.dim, **options).attach(block)
+            cls(block.place.dim, num_prefix_tokens=block.place.prefix, **options).attach(block)
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Keep the best tokens."""
@@ -92,7 +97,7 @@ class SparseTokens(TokenOp):
 
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Scores, and weighted sums."""
-        patches, queries = tokens - prefix, 1 if prefix else tokens
+        patches, queries = tokens - prefix, 1 if self.num_prefix_tokens else tokens
         leaves = (1 - self.keep_rate) * patches >= 1 - 1e-6  # else all stay
         return leaves * (queries * tokens + (self.fuse != 'none') * (1 + carried) * patches) * self.dim
 

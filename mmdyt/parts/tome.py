@@ -92,16 +92,15 @@ class ToMe(TokenOp):
         """Fewer by the merged pairs."""
         return patches if self.step == 'around' else self.rows(patches, prefix)
 
-    def rows(self, patches: Count, prefix: int) -> Count:
+    def rows(self, patches: int, prefix: int) -> int:
         """Fewer by the merged pairs."""
-        half = patches // 2
-        return patches - (half.clamp(max=self.pairs) if isinstance(half, Tensor) else min(half, self.pairs))
+        return patches - min(self.pairs, max(patches, 0) // 2)
 
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Of the matching: every token of one set with every one of the other, D each."""
         patches = tokens - prefix
         a = (patches + (prefix + 1) % 2) // 2
-        return a * (patches - a) * self.head_dim * (self.pairs > 0)
+        return a * (patches - a) * self.head_dim * (patches > 1) * (self.pairs > 0)
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

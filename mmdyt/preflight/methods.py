@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmdyt.registry  # noqa: F401  makes the parts known
+from mmdyt.core.part import FILLED_IN
 
 from .names import near
 
@@ -17,19 +18,7 @@ PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')
 HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook')
 TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
-FILLED_IN = {
-    'self',
-    'block',
-    'index',
-    'pairs',
-    'head_dim',
-    'options',
-    'dim',
-    'out_features',
-    'in_features',
-    'patch_values',
-    'num_prefix_tokens',
-}
+NO_OPTIONS = {'self', 'block', 'options', *FILLED_IN}
 # of the backbone, which a method leaves alone
 SWITCHES = ('dispatch', 'keys', 'training', 'inference', 'break_even', 'decide_per', 'restore', 'skip_unread')
 
@@ -155,7 +144,7 @@ def _arguments(config: Mapping) -> set[str]:
     if kind is None:
         return set()
     names = {*inspect.signature(kind.__init__).parameters, *inspect.signature(kind.add_to).parameters, 'layers'}
-    return names - FILLED_IN
+    return names - NO_OPTIONS
 
 
 def _keep_options(new: dict, old: Mapping) -> None:

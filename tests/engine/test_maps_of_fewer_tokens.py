@@ -1,5 +1,6 @@
 """Where tokens are fewer: rates, maps and costs of samples, in the coordinates of the image, in three hosts."""
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -55,6 +56,18 @@ def test_rates_and_maps_are_what_is_left_of_the_image(runner_of, method, options
         for look in found.looks:
             assert look.masks.flatten(1).mean(1).tolist() == pytest.approx(expected)
         assert line['gmacs'] != line['gmacs_dense']
+
+
+@torch.no_grad()
+def test_pictures_of_dispatch_among_fewer_tokens_have_costs_that_add_up(runner_of):
+    runner = runner_of('dyt+tome', r=1)
+    batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
+    with Collector(runner.model) as collector:
+        samples = collector.take(batch, runner.model.test_step(batch))
+    for sample in samples:
+        costed = zip(sample.rates(), sample.costs, strict=True)
+        macs = sum(np.interp(rate, *zip(*cost.points, strict=True)) for rate, cost in costed)
+        assert sample.gmacs == pytest.approx(sample.gmacs_rest + macs / 1e9) and sample.costs
 
 
 @torch.no_grad()

@@ -9,9 +9,11 @@ from test_vit import TINY
 from mmdyt.core.attention import DENSE
 from mmdyt.core.fit.calibrate import calibrate, token_dispatchers
 from mmdyt.core.fit.request import CalibrationRequest
-from mmdyt.core.grid import on_grid
+from mmdyt.core.grid import View, on_grid
+from mmdyt.core.levels import level_masks
 from mmdyt.core.macs import count_macs
 from mmdyt.core.observe import dynamic_branches, record_dispatch
+from mmdyt.core.padding import showing
 from mmdyt.core.restoring import RESTORE
 from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import count_parameters
@@ -262,24 +264,124 @@ def test_attention_must_run_on_all_tokens(parts, dispatch):
         build(parts, dispatch=dispatch, dispatcher=dict(type='mmdyt.TokenDispatcher'))
 
 
+TOKENS = dict(dispatcher=dict(type='mmdyt.TokenDispatcher'))
+CELLS = dict(dispatcher=dict(type='mmdyt.CellDispatcher'))
+LEVEL = TOKENS | dict(decide_per='level', out_indices=[1, 3], out_type='featmap')
+
+
 @pytest.mark.parametrize(
-    ('part', 'message'),
+    ('part', 'options', 'message'),
     [
-        (dict(type='mmdyt.SparseTokens', keep_rate=70), 'keep_rate must lie in (0, 1], got 70.'),
-        (dict(type='mmdyt.SparseTokens', fuse='max'), "fuse must be one of ['sum', 'mean', 'none'], got 'max'."),
-        (dict(type='mmdyt.SparseTokens', at=[9]), 'at must hold fractions in [0, 1) or indices below 4, got 9.'),
-        (dict(type='mmdyt.ToMe', r=-1), 'r must be a number of pairs, got -1.'),
-        (dict(type='mmdyt.ToMe', schedule='rising'), "schedule must be one of ['constant', 'falling'], got 'rising'."),
-        (dict(type='mmdyt.DenseAdapter', bottleneck=0), 'bottleneck must be a positive integer, got 0.'),
+        (dict(type='mmdyt.SparseTokens', keep_rate=70), {}, 'keep_rate must lie in (0, 1], got 70.'),
+        (dict(type='mmdyt.SparseTokens', fuse='max'), {}, "fuse must be one of ['sum', 'mean', 'none'], got 'max'."),
+        (dict(type='mmdyt.SparseTokens', at=[9]), {}, 'at must hold fractions in [0, 1) or indices below 4, got 9.'),
+        (dict(type='mmdyt.SparseTokens', at=0.5), {}, 'at must be a list of fractions or indices, got 0.5.'),
+        (dict(type='mmdyt.SparseTokens', at='all'), {}, "at must be a list of fractions or indices, got 'all'."),
+        (dict(type='mmdyt.ToMe', r=-1), {}, 'r must be a number of pairs, got -1.'),
+        (
+            dict(type='mmdyt.ToMe', schedule='rising'),
+            {},
+            "schedule must be one of ['constant', 'falling'], got 'rising'.",
+        ),
+        (dict(type='mmdyt.ToMe', scope='attn'), {}, "scope must be one of ['block', 'mlp'], got 'attn'."),
+        (dict(type='mmdyt.ToMe', pairs=3), {}, 'parts must not set pairs of a ToMe, which is filled in, got 3.'),
+        (
+            dict(type='mmdyt.DenseAdapter', index=3),
+            {},
+            'parts must not set index of a DenseAdapter, which is filled in',
+        ),
+        (dict(type='mmdyt.DenseAdapter', bottleneck=0), {}, 'bottleneck must be a positive integer, got 0.'),
+        (dict(type='mmdyt.DenseAdapter', layers=[0, 2]), {}, 'layers must hold 1, which layer 2 reads, got none.'),
+        (dict(type='mmdyt.ToMe'), CELLS, 'dispatcher must not be a CellDispatcher behind a ToMe'),
+        (dict(type='mmdyt.ToMe'), LEVEL, "decide_per must be 'layer' with a ToMe between layers that share a decision"),
+        (
+            dict(type='mmdyt.SparseTokens', keep_rate=0.95, at=[1]),
+            LEVEL,
+            "decide_per must be 'layer' with a SparseTokens",
+        ),
+        (
+            dict(type='mmdyt.SparseTokens', fuse='none'),
+            dict(out_type='featmap', restore='fused'),
+            "restore must be 'stale' or 'knn' with a SparseTokens that drops tokens, got 'fused'.",
+        ),
+        (dict(type='mmdyt.ToMe'), dict(restore='best'), "restore must be one of ['stale', 'stale+delta', 'fused'"),
     ],
 )
-def test_mistakes_are_refused(part, message):
+def test_mistakes_are_refused_before_work_starts(part, options, message):
     with pytest.raises(ValueError, match='.') as error:
-        build([part])
+        build([part], **options)
     assert message in str(error.value)
 
 
-def test_a_layer_that_is_read_must_have_its_adapter():
-    model = build([dict(type='mmdyt.DenseAdapter', layers=[0, 2])])
-    with pytest.raises(ValueError, match='layers must hold 1, which layer 2 reads, got none.'):
+def test_one_dense_adapter_a_layer():
+    two = [dict(type='mmdyt.DenseAdapter', site=site) for site in ('attn', 'mlp')]
+    with pytest.raises(ValueError, match='parts must hold one DenseAdapter a layer, got two in layer 0.'):
+        build(two)
+
+
+def test_levels_may_begin_where_tokens_become_fewer():
+    """The decision of a level is about the tokens that are left when its first layer decides."""
+    model = build([dict(type='mmdyt.SparseTokens', at=[2], keep_rate=0.5)], **LEVEL)
+    with torch.no_grad(), record_dispatch(model) as record:
         model(images())
+    assert [d.tokens for d in record.flat()] == [25, 25, 14, 14]
+
+
+@pytest.mark.parametrize('parts', [SPARSE, TOME, SCOPED, [*SPARSE, *TOME]], ids=['sparse', 'tome', 'scoped', 'both'])
+@pytest.mark.parametrize('cls', [True, False])
+@pytest.mark.parametrize('skip', [True, False])
+def test_with_prompts_the_cost_is_that_of_an_operator_counter(parts, cls, skip):
+    if skip and not cls:
+        pytest.skip('without a class token all tokens are read')
+    kind = dict(out_type='cls_token', skip_unread=True) if skip else dict(out_type='featmap')
+    model, x = build([dict(type='mmdyt.Prompts', length=3), *parts], with_cls_token=cls, **kind), images(1)
+    with record_dispatch(model) as record:
+        counted = count_macs(lambda: model(x))
+    assert float(model.macs_of(24, {name: runs[0] for name, runs in record.runs.items()})) == pytest.approx(counted)
+    assert float(model.macs(*SIZE, {})) == pytest.approx(counted)
+
+
+@pytest.mark.parametrize('parts', [SPARSE[:1], TOME, SCOPED], ids=['sparse', 'tome', 'scoped'])
+def test_padding_counts_in_no_cost_rate_or_map(parts):
+    """Reference: tokens that show something of the image, counted in the state of the pass."""
+    model = build(parts, out_type='featmap', final_norm=False)
+    sizes, first = [(32, 48), (16, 24)], 1
+    views = [View(size, (8, 8)) for size in sizes]
+    shown = [24, 6]
+    with torch.no_grad(), record_dispatch(model) as record, showing(lambda rows: views):
+        model(images(2))
+    for name, (run,) in record.runs.items():
+        if not name.endswith('mlp'):
+            continue
+        assert torch.as_tensor(run.queries)[1] < torch.as_tensor(run.queries)[0], name
+        for image in range(2):
+            assert first <= torch.as_tensor(run.queries)[image] <= first + shown[image]
+    macs = model.macs_of(torch.tensor(shown), {name: passes[0] for name, passes in record.runs.items()})
+    assert macs.shape == (2,) and macs[1] < macs[0] / 2
+    for (dispatch,) in record.dispatches.values():
+        part = dispatch.took_part().squeeze(-1)
+        hidden = torch.zeros(4, 6, dtype=torch.bool)
+        hidden[2:], hidden[:, 3:] = True, True
+        assert not part[1][hidden.flatten()].any()
+        assert part[0].sum() == pytest.approx(dispatch.patch_mask[0].sum().item(), abs=1e-4)
+
+
+def test_levels_know_padding_where_tokens_are_fewer():
+    model = build(
+        [dict(type='mmdyt.SparseTokens', keep_rate=0.3, at=[1])], out_type='featmap', out_indices=[0, 3], **TOKENS
+    )
+    views = [View((16, 48), (8, 8))] * 2
+    with torch.no_grad(), record_dispatch(model) as record, showing(lambda rows: views):
+        features = model(images(2))
+    for mask in level_masks(record.of_pass(), [0, 3], features[0], padded=0.25):
+        assert (mask[:, :, 2:] == 0.25).all() and (mask[:, :, :2] != 0.25).all()
+
+
+@METHODS
+def test_it_compiles_as_one_graph(parts):
+    model, x = build(parts, out_type='featmap', **TOKENS), images()
+    for dispatcher in token_dispatchers(model).values():
+        dispatcher.set_rule(capacity=0.5)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend='eager', fullgraph=True)(x)[-1]
+    torch.testing.assert_close(compiled, run(model, x), rtol=0, atol=1e-5)

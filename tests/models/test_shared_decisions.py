@@ -219,6 +219,19 @@ def test_a_copy_follows_its_own_gates():
     assert deciders[1] is deciders[2] is deciders[3] is twin.layers[1].dynamic['mlp'].dispatcher
 
 
+def test_replicas_on_several_devices_share_the_decision():
+    """As ``nn.DataParallel`` makes them: followers of a replica know the original's gates."""
+    model, x = build(), images()
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicas[child]
+        for name, parameter in module._parameters.items():
+            replica._parameters[name] = parameter
+            setattr(replica, name, parameter)
+    torch.testing.assert_close(run(replicas[model], x)[0], run(model, x)[0], rtol=0, atol=0)
+
+
 def test_broken_tokens_and_padding_are_those_of_the_decision():
     model, x = build(), images()
     x[1, :, 10, 10] = torch.nan

@@ -124,7 +124,7 @@ class Collector:
         for label in layers:
             name, prefix = names[label], prefixes[int(names[label].split('.')[1])]
             break_even = branches[name].break_even
-            patches = {size: backbone.num_patches(*size) for size in passes}
+            patches = {size: backbone.patches_of(*size)[name] for size in passes}
             points = dict.fromkeys(_shares(prefix, patches.values(), break_even), 0.0)
             for size, number in passes.items():
                 active, tokens = [prefix + share * patches[size] for share in points], prefix + patches[size]

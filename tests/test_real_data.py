@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -224,3 +225,23 @@ def test_real_clips_train_with_every_loss_and_are_told_apart_by_order(clips):
         with torch.no_grad():
             change = (model(views, stage='head') - model(shuffled, stage='head')).abs().max()
         assert (change > 1e-4) == bool(std) and (change < 1e-5) == (not std)
+
+
+@pytest.mark.parametrize(('parts', 'unchanged'), [([dict(type='mmdyt.ToMe', r=13)], 6), ([], 8)], ids=['tome', 'plain'])
+def test_merging_without_training_keeps_most_predictions(vit_tiny, parts, unchanged):
+    """Eight real images, ViT-Ti's own ImageNet head, half of the multiply-adds."""
+    import mmdyt.models.classifier  # noqa: F401
+
+    init_default_scope('mmpretrain')
+    from mmpretrain.registry import MODELS
+
+    vit = dict(arch='deit-tiny', img_size=224, patch_size=16, norm_cfg=dict(type='LN', eps=1e-6), parts=parts)
+    head = dict(type='VisionTransformerClsHead', num_classes=1000, in_channels=192)
+    backbone = dict(type='mmdyt.DyTVisionTransformer', adapter=None, dispatcher=None, **vit)
+    model = MODELS.build(dict(type='mmdyt.DyTImageClassifier', backbone=backbone, head=head)).eval()
+    model.load_state_dict(torch.load(vit_tiny, weights_only=True)['state_dict'])
+    reference = np.load(DATA / 'weights/reference_outputs.npz')
+    with torch.no_grad():
+        scores = model.head((model.backbone(torch.from_numpy(reference['inputs']).float())[-1],))
+    same = scores.argmax(1) == torch.from_numpy(reference['logits']).float().argmax(1)
+    assert same.sum() >= unchanged

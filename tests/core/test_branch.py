@@ -109,9 +109,9 @@ def test_what_needs_no_dispatcher_asks_none():
     """Neither the complete model nor a branch without a dispatcher is billed for decisions."""
     branch = DynamicBranch(Update(16), Gate(16)).eval()
     with torch.no_grad(), complete_model(branch):
-        assert run_of(branch) == BranchRun(7, 0, 7, 7)
+        assert run_of(branch) == BranchRun(7, 0, 7, 7, prefix=1)
     with torch.no_grad():
-        assert run_of(DynamicBranch(Update(16))) == BranchRun(7, 0, 7, 7)
+        assert run_of(DynamicBranch(Update(16))) == BranchRun(7, 0, 7, 7, prefix=1)
 
 
 def test_prompts_are_neither_asked_about_nor_left_out():

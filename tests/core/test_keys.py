@@ -207,9 +207,9 @@ def test_below_a_class_token_context_dispatch_has_nothing_to_decide():
     layer.eval()
     with torch.no_grad(), record_dispatch(layer) as record:
         layer(x, TokenState(prefix=1, read=1))
-    assert record.runs['dynamic.layer'] == [BranchRun(1, 0, 1, TOKENS)]
+    assert record.runs['dynamic.layer'] == [BranchRun(1, 0, 1, TOKENS, prefix=1)]
     assert record.flat()[0].patch_mask.shape == (BATCH, 0, 1)
-    assert layer.expected(TOKENS, 1, {}, read=1) == dict(layer=BranchRun(1, 0, 1, TOKENS))
+    assert layer.expected(TOKENS, 1, {}, read=1) == dict(layer=BranchRun(1, 0, 1, TOKENS, prefix=1))
 
 
 @pytest.mark.parametrize('keys', ['active', 'all'])

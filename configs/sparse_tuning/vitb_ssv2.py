@@ -1,0 +1,10 @@
+"""Sparse-Tuning, ViT-B/16 VideoMAE, Something-Something V2, k = 0.7; arXiv 2405.14700, no number known to us.
+
+The recipe is that of Dynamic Tuning, for comparison.
+
+python tools/train.py configs/sparse_tuning/vitb_ssv2.py
+"""
+
+_base_ = ['../dyt/vitb_ssv2.py', '../_base_/methods/sparse_tuning.py']
+
+model = dict(backbone=_base_.method)

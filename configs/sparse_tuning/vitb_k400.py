@@ -1,4 +1,4 @@
-"""Sparse-Tuning, ViT-B/16, Kinetics-400, k = 0.7; arXiv 2405.14700, whose number for this is not known to us.
+"""Sparse-Tuning, ViT-B/16, Kinetics-400, k = 0.7; arXiv 2405.14700, no number known.
 
 The recipe is that of Dynamic Tuning, for comparison.
 

@@ -1,4 +1,4 @@
-"""Sparse-Tuning, ViT-B/16 IN-21k on VTAB-1K, k = 0.7; arXiv 2405.14700, whose number for this is not known to us.
+"""Sparse-Tuning, ViT-B/16 IN-21k on VTAB-1K, k = 0.7; arXiv 2405.14700, no number known.
 
 One task, named by VTAB_TASK, or all that are there by tools/vtab.py; the recipe is that of VTAB-1K.
 

@@ -83,7 +83,7 @@ def mlp_of(first: int):
 
 
 def attention_of(first: int):
-    def attention(x, layout):
+    def attention(x, layout, state=None):
         code = x[..., :CODE].unsqueeze(1)
         query = layout.queries(x)
         mean = attend(torch.zeros_like(query[..., :CODE]).unsqueeze(1), torch.zeros_like(code), code, layout)

@@ -27,7 +27,7 @@ HOOK = 'mmdyt.FLOPsHook'
 
 
 class Stopwatch(Hook):
-    """Seconds of each training step, all hooks included: its two halves are the first and the last hook of a step."""
+    """Seconds of each training step, all hooks included: it is the first hook of a step, an :class:`End` the last."""
 
     def __init__(self):
         self.seconds: list[float] = []
@@ -38,15 +38,21 @@ class Stopwatch(Hook):
         wait()
         self._start = time.perf_counter()
 
-    def end(self) -> Hook:
-        """The half that stops it, as the last of the hooks."""
-        end = Hook()
-        end.after_train_iter = self._stop
-        return end
-
-    def _stop(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def stop(self) -> None:
+        """Keep the seconds since the start."""
         wait()
         self.seconds.append(time.perf_counter() - self._start)
+
+
+class End(Hook):
+    """Stops a watch, as the last of the hooks."""
+
+    def __init__(self, watch: Stopwatch):
+        self._watch = watch
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+        """Stop it."""
+        self._watch.stop()
 
 
 def wait() -> None:
@@ -104,7 +110,7 @@ def training(cfg: Config) -> dict:
     runner = preflight.build_runner(cfg)
     watch = Stopwatch()
     runner.register_hook(watch, 'HIGHEST')
-    runner.register_hook(watch.end(), 'LOWEST')
+    runner.register_hook(End(watch), 'LOWEST')
     runner.train()
     plain, watched = watch.seconds[4::2], watch.seconds[5::2]  # the hook watches the second, the fourth ...
     return dict(plain_s=plain, watched_s=watched, ratio=paired(watched, plain))

@@ -111,7 +111,7 @@ def use_amp(cfg: Config) -> None:
         for name in ('loss_scale', 'dtype', 'use_fsdp'):
             cfg.optim_wrapper.pop(name, None)
         if not getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: True)():
-            warn('--amp: this processor has no instructions for bf16. A step may take 10 times as long as without.')
+            warn('--amp: this processor has no instructions for bf16, so steps take longer than without.')
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:

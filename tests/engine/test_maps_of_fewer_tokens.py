@@ -59,24 +59,22 @@ def test_rates_and_maps_are_what_is_left_of_the_image(runner_of, method, options
 
 
 @torch.no_grad()
-def test_pictures_of_dispatch_among_fewer_tokens_have_costs_that_add_up(runner_of):
-    runner = runner_of('dyt+tome', r=1)
+def drawn(runner) -> list:
+    """The samples of a batch, as pictures are drawn from them."""
     batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
     with Collector(runner.model) as collector:
-        samples = collector.take(batch, runner.model.test_step(batch))
-    for sample in samples:
+        return collector.take(batch, runner.model.test_step(batch))
+
+
+def test_pictures_of_dispatch_among_fewer_tokens_have_costs_that_add_up(runner_of):
+    for sample in drawn(runner_of('dyt+tome', r=1)):
         costed = zip(sample.rates(), sample.costs, strict=True)
         macs = sum(np.interp(rate, *zip(*cost.points, strict=True)) for rate, cost in costed)
         assert sample.gmacs == pytest.approx(sample.gmacs_rest + macs / 1e9) and sample.costs
 
 
-@torch.no_grad()
 def test_pictures_can_be_drawn(runner_of):
-    runner = runner_of('tome', r=1)
-    batch = next(iter(runner.build_dataloader(runner.cfg.test_dataloader)))
-    with Collector(runner.model) as collector:
-        samples = collector.take(batch, runner.model.test_step(batch))
-    for sample in samples:
+    for sample in drawn(runner_of('tome', r=1)):
         assert sample.logits is None and sample.costs == [] and sample.gmacs_rest == sample.gmacs
         assert sample.masks.min() > 0 and sample.masks.max() <= 1
 

@@ -81,9 +81,8 @@ class Collector:
         costs, rates = self._costs(found), [line['rates'].get(layer, np.nan) for layer in found.layers]
         rates = masks.reshape(len(masks), -1).mean(1) if np.isnan(rates).any() else np.array(rates)
         gmacs = np.nan if line['gmacs'] is None else line['gmacs']
-        costed = (
-            zip(costs, rates, strict=True) if costs else ()
-        )  # where nothing decides, no other rate can be asked for
+        # where nothing decides, no other rate can be asked for
+        costed = zip(costs, rates, strict=True) if costs else ()
         decided = sum(np.interp(rate, *zip(*one.points, strict=True)) for one, rate in costed)
         return SampleDispatch(
             name=line['file'],

@@ -17,14 +17,16 @@ class SameDecision(Dispatcher):
     and every layer that follows counts.  # differs from paper: opt-in.
 
     Args:
-        **options: ``dim`` and ``num_prefix_tokens``, as all dispatchers get them; not used.
+        dim: Token width C; not used.
+        num_prefix_tokens: P, leading tokens that are always active.
 
     Shape:
         (B, N, C) -> :class:`Dispatch` with a mask of (B, N, 1).
     """
 
-    def __init__(self, **options):
+    def __init__(self, dim: int, num_prefix_tokens: int = 1):
         super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
         self._before: tuple[Dispatcher, ...] = ()  # not a child: the earlier layer owns it
 
     def follow(self, before: Dispatcher | None) -> None:

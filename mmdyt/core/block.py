@@ -13,6 +13,7 @@ from torch import Tensor
 from .attention import DENSE, Layout, attend
 from .block_macs import BlockMacs
 from .branch import DynamicBranch
+from .context import RULES, asked_of
 from .executors import Branch
 from .part import STEPS, TokenOp
 from .rewriting import Rewritable, fold, run_rewritten, thirds
@@ -142,12 +143,13 @@ class Block(BlockMacs, Rewritable, nn.Module):
         return self.run('leave', x, state)
 
     def run(self, step: str, x: Tensor, state: TokenState) -> Tensor:
-        """Apply the token operations of a step."""
+        """Apply the token operations of a step, or what rules from outside say instead."""
         if step in self.dynamic:
             for operation in self.steps(step):
                 if step == 'mid':
                     state.note_step(x)
-                x = operation(x, state)
+                rules = asked_of(RULES, operation)
+                x = rules[-1](operation, x, state) if rules else operation(x, state)
         return x
 
     def _mlp_on_fewer(self, x: Tensor, state: TokenState) -> Branch:

@@ -15,7 +15,7 @@ from torch import Tensor
 from .branch import BranchRun, DynamicBranch, Rule, run_all
 from .context import RECORDS, RULES, WATCHERS, ask, asked_of
 from .dispatch import Dispatch
-from .part import Dispatcher, TokenOp, parts
+from .part import Dispatcher, TokenOp
 from .tokens import TokenState
 
 
@@ -88,7 +88,7 @@ def mapped_branches(model: nn.Module) -> dict[str, DynamicBranch]:
     Those that have a dispatcher; where none has one and parts make the tokens fewer, the MLPs.
     """
     found = dynamic_branches(model)
-    if found or not any(isinstance(part, TokenOp) and part.reduces for part in parts(model)):
+    if found or not reductions(model):
         return found
     return {name: branch for name, branch in all_branches(model).items() if name.endswith('.mlp')}
 
@@ -143,6 +143,21 @@ def decisions(model: nn.Module, rules: Rule | Mapping[str, Rule]) -> Iterator[No
 def complete_model(model: nn.Module):
     """Within the context every token of ``model`` runs every branch: the complete model of the paper."""
     return decisions(model, run_all)
+
+
+def reductions(model: nn.Module) -> dict[str, TokenOp]:
+    """All parts of a model that make tokens fewer, by module name, in network order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, TokenOp) and m.reduces}
+
+
+def unreduced(model: nn.Module):
+    """Within the context no part of ``model`` makes tokens fewer."""
+    return ask(RULES, dict.fromkeys(reductions(model).values(), keep_all))
+
+
+def keep_all(operation: TokenOp, x: Tensor, state: TokenState) -> Tensor:
+    """The rule of :func:`unreduced`: every token goes on."""
+    return x
 
 
 def random_masks(model: nn.Module, rates: Mapping[str, float]):

@@ -1,4 +1,4 @@
-"""A backbone as it once was, all tokens active, as the teacher of what it becomes. B images, L levels of features."""
+"""A backbone as it once was, all tokens there and active, as the teacher of what it becomes. L levels of features."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from .levels import inactive_weights
-from .observe import complete_model, eval_mode
+from .observe import complete_model, eval_mode, unreduced
 
 
 class FeatureTeacher:
@@ -48,8 +48,8 @@ class FeatureTeacher:
 
     @torch.no_grad()
     def features(self, backbone: nn.Module, *args: Tensor) -> Sequence[Tensor]:
-        """What the teacher gives for an input of ``backbone``: in eval mode, every token running every branch."""
-        with complete_model(backbone), eval_mode(backbone):
+        """What the teacher gives for an input of ``backbone``: in eval mode, all tokens there, running every branch."""
+        with complete_model(backbone), unreduced(backbone), eval_mode(backbone):
             return functional_call(backbone, self.tensors, args)
 
     def loss(

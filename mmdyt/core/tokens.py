@@ -42,6 +42,8 @@ class TokenState:
         rows: Tokens that count for which the MLP of the present block runs; None is as many as there are.
         read: Leading tokens whose result the last block must give; None is all of them.
         decided: What was decided in this pass, by dispatcher; branches tell it, for layers that share a decision.
+        probes: What was restored for each level, and zeros (B, N, C) that were added to it, whose derivative is that of
+            the level alone; None where nobody asks.
         unskipped: Whether a branch would have skipped tokens, had gradients been disabled; branches tell it.
         dense: Whether a branch ran all tokens since skipping them would have taken longer; branches tell it.
     """
@@ -65,6 +67,7 @@ class TokenState:
     rows: Count | None = None
     read: int | None = None
     decided: dict[Hashable, Any] = field(default_factory=dict)
+    probes: list[tuple[Tensor, Tensor]] | None = None
     unskipped: bool = False
     dense: bool = False
 
@@ -195,6 +198,9 @@ class TokenState:
 
     def restore(self, x: Tensor) -> Tensor:
         """The tokens as the host laid them out, without what parts inserted, and one for each patch again."""
+        if self.probes is not None:
+            self.probes.append((x, torch.zeros_like(x).requires_grad_()))
+            x = x + self.probes[-1][1]
         if self.owner is not None and self.restoring is not None:
             patches = RESTORE[self.restoring](self, x[:, self.first :])
         elif not self.prompts:

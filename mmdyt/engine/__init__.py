@@ -6,6 +6,7 @@ from .cpu_amp import CPUAmpOptimWrapper
 from .evidence import EvidenceHook
 from .finite import FiniteHook
 from .flops import FLOPsHook
+from .keep_rate import KeepRateHook
 from .parameters import ParameterReportHook
 from .random_masks import RandomMasksHook
 from .rng_state import RNGStateHook
@@ -20,6 +21,7 @@ __all__ = [
     'EvidenceHook',
     'FLOPsHook',
     'FiniteHook',
+    'KeepRateHook',
     'ParameterReportHook',
     'RNGStateHook',
     'RandomMasksHook',

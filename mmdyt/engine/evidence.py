@@ -1,36 +1,55 @@
 """Train with all tokens, fit the dispatchers to what skipping costs, then close them to the target rate."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 
 import torch
 import torch.nn as nn
 from mmengine.dist import all_gather, broadcast
-from mmengine.hooks import EMAHook, Hook
+from mmengine.hooks import EMAHook
 from torch.utils.data import DataLoader
 
 from mmdyt.core.fit.calibrate import set_threshold, threshold_for, token_dispatchers
 from mmdyt.core.fit.evidence import fit_dispatchers
 from mmdyt.core.fit.mean_update import fit_mean_updates
-from mmdyt.core.fit.request import check_batches
 from mmdyt.core.fit.restore import unless_refused
 from mmdyt.core.observe import dynamic_branches, record_dispatch
 from mmdyt.core.options import check_switches, is_number
-from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.registry import HOOKS
 
 from .calibration import seeded, some_batches, unwrapped, wanted_rate
+from .stages import StagedHook, save_as_it_is, scheduled_rate
 
 
-def scheduled_rate(progress: float, begin: float, end: float, target_rate: float) -> float:
-    """Activation rate at a training progress in [0, 1]: 1 up to ``begin``, linear, and the target from ``end``."""
-    if progress >= end:
-        return target_rate
-    if progress <= begin:
-        return 1.0
-    return 1 - (1 - target_rate) * (progress - begin) / (end - begin)
+@contextmanager
+def losses_of(
+    host: nn.Module,
+    train: DataLoader,
+    num_batches: int,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Iterator[list[Callable[[], torch.Tensor]]]:
+    """Within the context, the host's own losses of some training images, always the same ones, to fit gates by.
+
+    Those that Dynamic Tuning adds say nothing about tokens. The random numbers of the process go on afterwards as if
+    nothing had been.
+
+    Args:
+        host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
+        train: Whose images, pipeline and batch size are used.
+        num_batches: How many batches, >= 1. They stay in memory meanwhile.
+        precision: Makes the context in which losses are computed, automatic mixed precision, say.
+    """
+
+    def loss(batch: dict) -> torch.Tensor:
+        with precision():
+            losses = host(**host.data_preprocessor(batch, True), mode='loss')
+        return host.parse_losses(losses)[0]
+
+    own = host.host_losses() if hasattr(host, 'host_losses') else nullcontext()
+    with own, seeded():
+        yield [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
 
 
 def fit_host(
@@ -40,31 +59,21 @@ def fit_host(
     precision: Callable[[], AbstractContextManager] = nullcontext,
     per_mac: bool = False,
 ) -> dict[str, float]:
-    """Fit the dispatchers of a host model on training images, always the same ones, in the pipeline of training.
+    """Fit the dispatchers of a host model on training images, in the pipeline of training.
 
-    First what inactive tokens get, where the model has such a part: evidence is what a token gains over that. The loss
-    is the host's own; those that Dynamic Tuning adds say nothing about tokens. The random numbers of the process go on
-    afterwards as if nothing had been.
+    First what inactive tokens get, where the model has such a part: evidence is what a token gains over that.
 
     Args:
-        host: A model of mmpretrain, mmseg or mmaction2, without a wrapper.
-        train: Whose images, pipeline and batch size are used.
-        num_batches: How many batches, >= 1. They stay in memory meanwhile.
-        precision: Makes the context in which losses are computed, automatic mixed precision, say.
+        host: As of :func:`losses_of`.
+        train: Likewise.
+        num_batches: Likewise.
+        precision: Likewise.
         per_mac: As of :func:`mmdyt.core.fit.evidence.fit_dispatchers`.
 
     Returns:
         As of :func:`mmdyt.core.fit.evidence.fit_dispatchers`.
     """
-
-    def loss(batch: dict) -> torch.Tensor:
-        with precision():
-            losses = host(**host.data_preprocessor(batch, True), mode='loss')
-        return host.parse_losses(losses)[0]
-
-    own = host.host_losses() if hasattr(host, 'host_losses') else nullcontext()
-    with own, seeded(), unless_refused(host):
-        losses = [partial(loss, batch) for batch in some_batches(train, None, num_batches)]
+    with losses_of(host, train, num_batches, precision) as losses, unless_refused(host):
         fit_mean_updates(host, losses)
         return fit_dispatchers(host, losses, per_mac=per_mac)
 
@@ -84,7 +93,7 @@ def of_all_ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 @HOOKS.register_module()
-class EvidenceHook(Hook):
+class EvidenceHook(StagedHook):
     """Rate-exact training in three stages, with one forward pass a step.
 
     1. Up to ``begin`` every token is active: the plain adapter is trained.
@@ -120,8 +129,6 @@ class EvidenceHook(Hook):
             (``EMAHook``).
     """
 
-    priority = 'LOW'  # after whatever changes the model, before CheckpointHook
-
     def __init__(
         self,
         begin: float = 0.15,
@@ -131,25 +138,13 @@ class EvidenceHook(Hook):
         per_mac: bool = False,
         inactive_weight: float = 0.0,
     ):
-        if not (is_number(begin) and 0 <= begin < 1):
-            raise ValueError(f'begin must lie in [0, 1), got {begin!r}.')
-        if not (is_number(end) and begin <= end <= 1):
-            raise ValueError(f'end must lie in [begin, 1] = [{begin}, 1], got {end!r}.')
-        check_batches(num_batches)
-        if not (is_number(feature_weight) and feature_weight >= 0):
-            raise ValueError(f'feature_weight must be at least 0, got {feature_weight!r}.')
+        super().__init__(begin, end, num_batches, feature_weight, inactive_weight)
         if not (is_number(inactive_weight) and inactive_weight >= 0):
             raise ValueError(f'inactive_weight must be at least 0, got {inactive_weight!r}.')
         if inactive_weight and not feature_weight:
             raise ValueError(f'inactive_weight must be 0 without a feature_weight, got {inactive_weight}.')
-        self.begin = begin
-        self.end = end
-        self.num_batches = num_batches
         check_switches(per_mac=per_mac)
-        self.feature_weight = feature_weight
-        self.inactive_weight = inactive_weight
         self.per_mac = per_mac
-        self._teacher: dict[str, torch.Tensor] | None = None  # of the checkpoint that is resumed
         self._open = ExitStack()
 
     def before_train(self, runner) -> None:
@@ -173,31 +168,17 @@ class EvidenceHook(Hook):
                 f"inactive_weight must be 0 unless the backbone gives maps (out_type='featmap'), got "
                 f'{self.inactive_weight} with out_type={out_type!r}.'
             )
-        self._fit_at = self._first(runner)
+        self._fit_at = self.first(runner)
         if runner.iter <= self._fit_at:
             set_threshold(token_dispatchers(host), -math.inf)
         elif all(dispatcher.threshold == -math.inf for dispatcher in token_dispatchers(host).values()):
             self._fit_at = runner.iter  # resumed with a shorter stage 1 than it was begun with
-        elif self.feature_weight:
-            if self._teacher is None:
-                raise ValueError(
-                    f'feature_weight must be 0 for a checkpoint without a teacher, got {self.feature_weight}.'
-                )
-            host.set_teacher(self._teacher_of(host, self._teacher))
-
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Remember the teacher of a run that goes on."""
-        self._teacher = checkpoint.get('teacher')
-
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Add the teacher, which a resumed run needs."""
-        teacher = getattr(unwrapped(runner.model), 'teacher', None)
-        if teacher is not None:
-            checkpoint['teacher'] = teacher.tensors
+        else:
+            self.go_on_teaching(host)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         """Fit the gates where stage 2 begins; watch the logits from there."""
-        if runner.iter < self._first(runner):
+        if runner.iter < self.first(runner):
             return
         host = unwrapped(runner.model)
         if runner.iter == self._fit_at:
@@ -206,7 +187,7 @@ class EvidenceHook(Hook):
 
     def after_train_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         """Move the threshold to where the next step's rate asks for it."""
-        if runner.iter < self._first(runner):
+        if runner.iter < self.first(runner):
             return
         host = unwrapped(runner.model)
         logits = [d.counted(d.logits.detach()) for d in self._record.flat() if d.logits is not None]
@@ -219,18 +200,6 @@ class EvidenceHook(Hook):
         set_threshold(token_dispatchers(host), threshold.item())
         runner.message_hub.update_scalar('train/scheduled_rate', rate)
 
-    def _teacher_of(self, host: nn.Module, tensors: dict[str, torch.Tensor] | None = None) -> FeatureTeacher:
-        """The teacher of a host, as it is now or was saved."""
-        return FeatureTeacher(host.backbone, self.feature_weight, tensors, self.inactive_weight)
-
-    def _first(self, runner) -> int:
-        """The iteration in which stage 2 begins: not before the first step of the optimizer.
-
-        Heads of mmpretrain start at zero, and behind such a head no token has evidence.
-        """
-        step = getattr(runner.optim_wrapper, '_accumulative_counts', 1)
-        return min(max(round(self.begin * runner.max_iters), step), runner.max_iters - 1)
-
     def _fit(self, runner, host: nn.Module) -> None:
         """Fit the gates, alike in all processes, and log what they explain."""
         # all processes, on the same batches: the losses of a host may wait for each other
@@ -238,19 +207,11 @@ class EvidenceHook(Hook):
         try:
             explained = fit_host(host, runner.train_dataloader, self.num_batches, precision, self.per_mac)
         except Exception:
-            _save_as_it_is(runner)
+            save_as_it_is(runner)
             raise
         for branch in dynamic_branches(host).values():
             for part in (branch.dispatcher, *branch.deltas('inactive')):
                 for parameter in part.parameters():
                     broadcast(parameter.data)
-        if self.feature_weight:
-            host.set_teacher(self._teacher_of(host))
+        self.begin_teaching(host)
         runner.logger.info(fit_sentence(explained))
-
-
-def _save_as_it_is(runner) -> None:
-    """Keep what was trained before a fit that failed."""
-    done = dict(epoch=runner.epoch, iter=runner.iter)
-    runner.save_checkpoint(runner.work_dir, 'before_fit.pth', meta=done, by_epoch=False)
-    runner.logger.error(f'Fitting failed after {runner.iter} iterations. They are saved in before_fit.pth.')

@@ -12,7 +12,7 @@ from mmdyt.core.options import is_number
 from mmdyt.core.padding import showing
 from mmdyt.core.teacher import FeatureTeacher
 from mmdyt.core.views import views_of
-from mmdyt.models.loss_terms import TERMS, Passes
+from mmdyt.models.loss_terms import TERMS, Passes, feature_term
 
 
 class DynamicModel:
@@ -106,11 +106,12 @@ class DynamicModel:
 
     def loss(self, inputs, data_samples, **kwargs) -> dict:
         """The host's losses and those of Dynamic Tuning; ``activation_rate`` of the sampled masks is for the log."""
-        if not dynamic_branches(self):
+        dispatched = bool(dynamic_branches(self))
+        if not (dispatched or self.teacher):
             return super().loss(inputs, data_samples, **kwargs)
         passes = Passes(self, partial(self._host_pass, inputs, data_samples, **kwargs))
         losses = passes.dynamic.losses
-        for term in self.terms:
+        for term in self.terms if dispatched else set(self.terms) & {feature_term}:
             losses |= term(self, passes)
         return losses
 

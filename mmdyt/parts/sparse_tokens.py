@@ -47,10 +47,9 @@ class SparseTokens(TokenOp):
 
     def __init__(self, dim: int, keep_rate: float = 0.7, fuse: str = 'sum', num_prefix_tokens: int = 1):
         super().__init__()
-        if not (is_number(keep_rate) and 0 < keep_rate <= 1):
-            raise ValueError(f'keep_rate must lie in (0, 1], got {keep_rate!r}. It is a fraction, not percent.')
+        self.set_keep_rate(keep_rate)
         check_choice(FUSE, fuse=fuse)
-        self.dim, self.keep_rate, self.fuse = dim, keep_rate, fuse
+        self.dim, self.fuse = dim, fuse
         self.num_prefix_tokens = num_prefix_tokens
         self.drops = fuse == 'none'
 
@@ -70,16 +69,21 @@ class SparseTokens(TokenOp):
         if block.place.index in {one if is_integer(one) else int(one * depth) for one in at}:
             cls(block.place.dim, num_prefix_tokens=block.place.prefix, **options).attach(block)
 
+    def set_keep_rate(self, keep_rate: float) -> None:
+        """Set the share of the patch tokens that stay, in (0, 1]."""
+        if not (is_number(keep_rate) and 0 < keep_rate <= 1):
+            raise ValueError(f'keep_rate must lie in (0, 1], got {keep_rate!r}. It is a fraction, not percent.')
+        self.keep_rate = keep_rate
+
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Keep the best tokens."""
         patches = x.shape[1] - state.first
         if self._kept(patches) >= patches:
             return x
-        plan = keep_best(self.scores(state), self._kept(patches), self.fuse, state.padding)
+        plan = keep_best(self.scores(x, state), self._kept(patches), self.fuse, state.padding)
         return state.reduce(x, plan)
 
-    @staticmethod
-    def scores(state: TokenState) -> Tensor:
+    def scores(self, x: Tensor, state: TokenState) -> Tensor:
         """Attention (B, M) to each patch token, of the class token, or without one the mean of what it receives."""
         query, bias = state.queries_of_present(1 if state.prefix else None), state.key_bias()
         logits = (query * query.shape[-1] ** -0.5) @ state.keys_of_present().transpose(-2, -1)  # (B, H, 1 or N, N)
@@ -98,8 +102,15 @@ class SparseTokens(TokenOp):
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Scores, and weighted sums."""
         patches, queries = tokens - prefix, 1 if self.num_prefix_tokens else tokens
-        leaves = (1 - self.keep_rate) * patches >= 1 - 1e-6  # else all stay
-        return leaves * (queries * tokens + (self.fuse != 'none') * (1 + carried) * patches) * self.dim
+        return self.leaves(patches) * queries * tokens * self.dim + self.sum_macs(patches, carried)
+
+    def leaves(self, patches: Count) -> Count:
+        """Whether any of them does not stay."""
+        return (1 - self.keep_rate) * patches >= 1 - 1e-6
+
+    def sum_macs(self, patches: Count, carried: int) -> Count:
+        """Multiply-adds of the weighted sums."""
+        return self.leaves(patches) * (self.fuse != 'none') * (1 + carried) * patches * self.dim
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

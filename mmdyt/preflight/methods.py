@@ -16,7 +16,7 @@ FOLDERS = (Path('configs/_base_/methods'), Path(__file__).parents[2] / 'configs'
 BACKBONE = 'mmdyt.DyTVisionTransformer'
 PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')
-HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook')
+HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook', 'mmdyt.KeepRateHook')
 TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
 NO_OPTIONS = {'self', 'block', 'options', *FILLED_IN}
 # of the backbone, which a method leaves alone

@@ -24,6 +24,7 @@ from ..options import is_number
 from ..part import Dispatcher
 from ..tokens import TokenState
 from .calibrate import token_dispatchers
+from .ridge import Moments
 
 SCALE = 1024.0  # of the loss, so that half precision keeps small derivatives; evidence is relative
 FLOOR = 1e-6  # of the mean evidence of an image: the logarithm of less says nothing
@@ -44,32 +45,6 @@ class Decided(NamedTuple):
     x: Tensor
     dispatch: Dispatch
     state: TokenState
-
-
-class _Moments:
-    """Sums from which a ridge regression follows; they take C x C numbers, however many tokens they saw."""
-
-    def __init__(self, dim: int, device: torch.device):
-        self.count = 0
-        self.sums = torch.zeros(dim + 1, dtype=torch.float64, device=device)  # of inputs and outcome
-        self.products = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
-
-    def add(self, inputs: Tensor, outcomes: Tensor) -> None:
-        """Take in inputs (M, C) and their outcomes (M,)."""
-        rows = torch.cat([inputs, outcomes[:, None]], dim=1).double()
-        self.count += len(rows)
-        self.sums += rows.sum(0)
-        self.products += rows.T @ rows
-
-    def solve(self, ridge: float) -> tuple[Tensor, Tensor, float]:
-        """Weights (C,), bias, and the share of the outcomes' variance that they explain."""
-        mean = self.sums / self.count
-        covariance = self.products / self.count - mean.outer(mean)
-        inputs, cross, variance = covariance[:-1, :-1], covariance[:-1, -1], covariance[-1, -1]
-        damped = inputs + ridge * inputs.diagonal().mean() * torch.eye(len(inputs), dtype=inputs.dtype).to(inputs)
-        weight = torch.linalg.solve(damped, cross)
-        explained = (2 * weight @ cross - weight @ inputs @ weight) / variance if variance > 0 else variance
-        return weight, mean[-1] - weight @ mean[:-1], explained.item()
 
 
 def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_mac: bool = False) -> dict[str, float]:
@@ -108,12 +83,12 @@ def fit_dispatchers(model: nn.Module, losses: Losses, ridge: float = 1e-3, per_m
         raise ValueError(f'ridge must be a positive number, got {ridge!r}.')
     if not losses:
         raise ValueError('losses must hold at least one loss, got none.')
-    moments: dict[str, _Moments] = {}
+    moments: dict[str, Moments] = {}
     reached: dict[str, Reached] = {}
     with eval_mode(model):
         for loss in losses:
             for name, (inputs, outcomes, reached[name]) in _log_evidence(model, dispatchers, loss).items():
-                found = moments.setdefault(name, _Moments(inputs.shape[1], inputs.device))
+                found = moments.setdefault(name, Moments(inputs.shape[1], inputs.device))
                 found.add(inputs, outcomes)
     if not all(found.count for found in moments.values()):
         raise ValueError('losses must give finite evidence for some image, got none. Has training diverged?')

@@ -78,10 +78,10 @@ def fit_host(
         return fit_dispatchers(host, losses, per_mac=per_mac)
 
 
-def fit_sentence(explained: dict[str, float]) -> str:
+def fit_sentence(explained: dict[str, float], what: str = 'dispatchers') -> str:
     """How well evidence can be told from tokens, for people."""
     shares = ' '.join(f'{share:.2f}' for share in explained.values())
-    return f'Fitted dispatchers; explained variance of the log evidence by layer {shares}.'
+    return f'Fitted {what}; explained variance of the log evidence by layer {shares}.'
 
 
 def of_all_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -106,6 +106,6 @@ class KeepRateHook(StagedHook):
             for operation in gated(host).values():
                 for parameter in operation.parameters():
                     broadcast(parameter.data)
-            runner.logger.info(fit_sentence(explained))
+            runner.logger.info(fit_sentence(explained, 'token gates'))
         self.begin_teaching(host)
         self._fitted = True

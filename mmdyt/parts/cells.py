@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdyt.core.dispatch import BestTokens, Dispatch
+from mmdyt.core.gate import gate_logits
 from mmdyt.core.options import is_integer
 from mmdyt.core.tokens import TokenState
 
@@ -49,7 +50,7 @@ class CellDispatcher(TokenDispatcher):
         if not x.shape[1]:  # none is read any more
             return super().score(x, state)
         rows, columns = self._grid(x.shape[1], state)
-        logits = self._linear(x).view(-1, self.frames, rows, columns).mean(1, keepdim=True)
+        logits = gate_logits(self.gate, x).view(-1, self.frames, rows, columns).mean(1, keepdim=True)
         if state.padding is None:
             return self._means(logits)
         counts = (~state.padding).to(logits.dtype).view(-1, 1, rows, columns)  # images only: clips have no padding

@@ -8,8 +8,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdyt.core import kernels
 from mmdyt.core.dispatch import Dispatch, best_tokens, gumbel_sigmoid, hard_mask, straight_through
+from mmdyt.core.gate import gate_logits, set_gate
 from mmdyt.core.options import check_switches, is_integer, is_number
 from mmdyt.core.part import Dispatcher
 from mmdyt.core.tokens import TokenState
@@ -113,11 +113,9 @@ class TokenDispatcher(Dispatcher):
             self.threshold.fill_(threshold)
         self.capacity = capacity
 
-    @torch.no_grad()
     def set_gate(self, weight: Tensor, bias: Tensor) -> None:
         """Set the gate to weights (C,) and a bias."""
-        self.gate.weight.copy_(weight[None])
-        self.gate.bias.copy_(bias[None])
+        set_gate(self.gate, weight, bias)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         """With the capacity, where there is one."""
@@ -136,18 +134,7 @@ class TokenDispatcher(Dispatcher):
 
     def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logits (B, M, 1) of patch tokens ``x`` (B, M, C), in fp32 (fp64 stays fp64)."""
-        return self._linear(x)
-
-    def _linear(self, x: Tensor) -> Tensor:
-        """The gate in fp32 or wider, whatever autocast says."""
-        gate, dtype = self.gate, torch.promote_types(x.dtype, torch.float32)
-        if dtype == gate.weight.dtype == torch.float32 and x.stride(-1) == 1 and kernels.usable(x):
-            return kernels.gate_logits(x, gate.weight, gate.bias)
-        tensors = x.to(dtype), gate.weight.to(dtype), gate.bias.to(dtype)
-        if not torch.is_autocast_enabled(x.device.type):  # the context takes as long as the product
-            return F.linear(*tensors)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(*tensors)
+        return gate_logits(self.gate, x)
 
     def decide(self, logits: Tensor, prefix: int) -> Dispatch:
         """Noise-free decision from logits (B, N - P, 1), by the capacity or else by the threshold."""
@@ -214,10 +201,10 @@ class SampleDispatcher(TokenDispatcher):
     def score(self, x: Tensor, state: TokenState | None = None) -> Tensor:
         """Logit of each image of patch tokens ``x`` (B, M, C), (B, 1, 1)."""
         if state is None or state.padding is None or not x.shape[1]:
-            return self._linear(x.mean(dim=1, keepdim=True))
+            return gate_logits(self.gate, x.mean(dim=1, keepdim=True))
         counts = (~state.padding).to(x.dtype).unsqueeze(-1)
         number = counts.sum(dim=1, keepdim=True).clamp(min=1)  # a window may lie wholly in padding
-        return self._linear((x * counts).sum(dim=1, keepdim=True) / number)
+        return gate_logits(self.gate, (x * counts).sum(dim=1, keepdim=True) / number)
 
     def of_tokens(self, dispatch: Dispatch, tokens: int, state: TokenState | None) -> Dispatch:
         """The decision about an image for each of its tokens."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from mmdyt.core.gate import gate_logits, set_gate
 from mmdyt.core.macs import Count
 from mmdyt.core.options import check_switches
 from mmdyt.core.tokens import TokenState
@@ -66,24 +67,21 @@ class EvidenceTokens(SparseTokens):
         """None: the gate is fitted."""
         return ()
 
-    @torch.no_grad()
     def set_gate(self, weight: Tensor, bias: Tensor) -> None:
         """Set the gate to weights (C,) and a bias."""
-        self.gate.weight.copy_(weight[None])
-        self.gate.bias.copy_(bias[None])
+        set_gate(self.gate, weight, bias)
 
     def inputs(self, x: Tensor, state: TokenState) -> Tensor:
         """What the gate reads of each patch token, (B, M, C) or (B, M, C + 1)."""
-        patches = x[:, state.first :].to(self.gate.weight.dtype)
+        patches = x[:, state.first :]
         if not self.reads_attention:
             return patches
         attention = super().scores(x, state).clamp(min=TINY).log()
-        return torch.cat([patches, attention.to(patches.dtype).unsqueeze(-1)], dim=-1)
+        return torch.cat([patches.to(attention.dtype), attention.unsqueeze(-1)], dim=-1)
 
     def scores(self, x: Tensor, state: TokenState) -> Tensor:
         """Share (B, M) of each patch token in the evidence that the gate predicts, in fp32."""
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self.gate(self.inputs(x, state)).squeeze(-1)
+        logits = gate_logits(self.gate, self.inputs(x, state)).squeeze(-1)
         if state.padding is not None:
             logits = logits.masked_fill(state.padding, torch.finfo(logits.dtype).min)
         return logits.softmax(dim=1)

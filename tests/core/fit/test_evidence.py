@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdyt.core.fit.evidence import _Moments
+from mmdyt.core.fit.ridge import Moments
 
 
 def test_the_regression_is_least_squares():
@@ -11,7 +11,7 @@ def test_the_regression_is_least_squares():
     torch.manual_seed(0)
     inputs = torch.randn(50, 3).double() + 2
     outcomes = inputs @ torch.tensor([1.0, -2.0, 0.5]).double() + 3 + 0.1 * torch.randn(50).double()
-    moments = _Moments(3, torch.device('cpu'))
+    moments = Moments(3, torch.device('cpu'))
     for rows in range(0, 50, 20):
         moments.add(inputs[rows : rows + 20], outcomes[rows : rows + 20])
     weight, bias, explained = moments.solve(1e-12)
@@ -22,7 +22,7 @@ def test_the_regression_is_least_squares():
 
 
 def test_constant_outcomes_and_constant_inputs_are_no_error():
-    moments = _Moments(2, torch.device('cpu'))
+    moments = Moments(2, torch.device('cpu'))
     moments.add(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([4.0, 4.0]))
     weight, bias, explained = moments.solve(1e-3)
     assert weight.tolist() == [0.0, 0.0] and bias.item() == 4.0 and explained == 0.0

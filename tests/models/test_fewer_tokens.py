@@ -102,6 +102,17 @@ def test_sparse_tuning_costs_and_tunes_what_the_paper_says(keep_rate, expected):
         assert sorted(set(lengths), reverse=True) == [197, 140, 100, 72]
 
 
+@pytest.mark.parametrize(
+    ('keep_rate', 'expected'), [(1, 4.6), (0.9, 4.0), (0.8, 3.5), (0.7, 3.0), (0.6, 2.6), (0.5, 2.3)]
+)
+def test_a_deit_s_costs_what_evit_published(keep_rate, expected):
+    """Arxiv 2202.07800, in G, to one digit as there."""
+    parts = [dict(type='mmdyt.SparseTokens', keep_rate=keep_rate)]
+    with torch.device('meta'):
+        model = DyTVisionTransformer(arch='deit-small', adapter=None, dispatcher=None, parts=parts, out_type='raw')
+    assert round(model.macs(224, 224, {}) / 1e9, 1) == expected
+
+
 @pytest.mark.parametrize(('r', 'expected'), [(4, 15.343), (8, 13.122), (13, 10.381), (16, 8.783)])
 def test_tome_costs_what_its_matching_and_fewer_tokens_cost(r, expected):
     """Closed form of arXiv 2210.09461 with |A||B|D for the matching."""

@@ -136,9 +136,11 @@ class Block(BlockMacs, Rewritable, nn.Module):
         else:
             before = self._before_mlp(state)
             x = self.dynamic['attn'](x, partial(self.attention, state=state), before)
+            self.dynamic['attn'].adapt_left(state)
             state.prompts *= before.read is None  # as above
             x = self.run('mid', x, state)
             x = self.dynamic['mlp'](x, self._mlp_on_fewer(x, state), state)
+            self.dynamic['mlp'].adapt_left(state)
             state.note_attention(None, None)
         return self.run('leave', x, state)
 

@@ -1,6 +1,6 @@
 """What a block of a Vision Transformer costs, from what its branches ran. N tokens, C width."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch.nn as nn
@@ -56,7 +56,8 @@ class BlockMacs:
         numbers = {site: BranchRun(*map(exact, run[:4])) for site, run in runs.items()}
         attn, mlp = (numbers.get(site) or numbers['layer'] for site in ('attn', 'mlp'))
         cost = self.cost()
-        beside = sum(cost.parts(site, run.tokens, run.patches) for site, run in numbers.items())
+        cells = {site: exact(run.cells) for site, run in runs.items()}
+        beside = sum(cost.parts(site, run.tokens, run.patches, cells[site]) for site, run in numbers.items())
         steps = self._step_macs(runs['mlp']) if 'mlp' in runs else 0
         return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside + steps
 
@@ -75,13 +76,27 @@ class BlockMacs:
             patches = part.patches_after(patches, prefix)
         return patches
 
+    def tokens_leave(self, patches: int, prefix: int) -> bool:
+        """Whether cells of M patch tokens lose their token here."""
+        for part in self.steps('mid'):
+            after = part.patches_after(patches, prefix)
+            if part.leaves and after < patches:
+                return True
+            patches = after
+        return False
+
     def dense_macs(self, tokens: Count) -> Count:
         """Multiply-adds of the plain block without any part, all tokens active."""
         linears = sum(module.weight.numel() for module in self.frozen().values() if isinstance(module, nn.Linear))
         return tokens * linears + norm_macs(2 * tokens, self.place.dim) + 2 * tokens**2 * self.place.dim
 
     def expected(
-        self, tokens: int, prefix: int, active: Mapping[str, Count], read: int | None = None
+        self,
+        tokens: int,
+        prefix: int,
+        active: Mapping[str, Count],
+        read: int | None = None,
+        cells: Sequence[int] = (0, 0),
     ) -> dict[str, BranchRun]:
         """What a pass of inference will run.
 
@@ -90,6 +105,7 @@ class BlockMacs:
             prefix: These.
             active: Active tokens incl. these of the branches that are dispatched, by site; the others run all.
             read: Leading tokens whose result is wanted; None is all.
+            cells: Cells without a token of their own for which adapters run, beside attention and beside the MLP.
         """
         runs, before, left = {}, [], (tokens if read is None else read) - prefix
         for part in self.steps('mid'):
@@ -106,7 +122,7 @@ class BlockMacs:
             if site == 'mlp' and read is None:
                 for part in self.steps('around'):
                     wanted = prefix + part.rows(wanted - prefix, prefix)
-            there = dict(prefix=prefix if read is None else read, before=tuple(before))
+            there = dict(prefix=prefix if read is None else read, before=tuple(before), cells=cells[site == 'mlp'])
             runs[site] = BranchRun(reaching if read is None else read, asked, wanted, seen, **there)
         return runs
 
@@ -117,5 +133,6 @@ def _beside(branch: DynamicBranch) -> BesideCost:
     return BesideCost(
         token=sum(part.macs_per_token() for part in deltas),
         patch=0 if dispatcher is None else dispatcher.macs_per_token(),
+        cell=sum(part.macs_alone() for part in (*branch.deltas('parallel'), *branch.deltas('serial'))),
         image=sum(part.macs_per_image() for part in [*deltas, *([dispatcher] if dispatcher is not None else [])]),
     )

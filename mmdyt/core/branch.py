@@ -48,6 +48,7 @@ class BranchRun(NamedTuple):
         padding: Patch tokens that lie wholly in padding, which are in none of these.
         prefix: Leading tokens that are no patches.
         before: Tokens before each operation that acted in the block so far, since its attention.
+        cells: Cells without a token of their own that the deltas ran on.
     """
 
     tokens: Count
@@ -58,6 +59,7 @@ class BranchRun(NamedTuple):
     padding: Count = 0
     prefix: int = 0
     before: tuple[Count, ...] = ()
+    cells: Count = 0
 
 
 class DynamicBranch(nn.Module):
@@ -161,6 +163,14 @@ class DynamicBranch(nn.Module):
             out = delta.add_update(out, out, state)
         return out
 
+    def adapt_left(self, state: TokenState) -> None:
+        """Cells whose token left go on through the deltas alone, as inactive tokens do, where the state wants that."""
+        if not isinstance(state.cells, int) or state.cells:
+            left = state.left
+            for delta in (*self.deltas('parallel'), *self.deltas('serial')):
+                left = left + delta.alone(left, state)
+            state.left = torch.where(state.live.unsqueeze(-1), state.left, left)
+
     def _run(self, x: Tensor, out: Tensor, branch: Branch, state: TokenState) -> Tensor:
         """Add the update of the branch for the tokens that run it, and what the others get instead."""
         read = state.read
@@ -242,7 +252,7 @@ class DynamicBranch(nn.Module):
         if state.rows is not None:
             queries = state.rows
         padding = x.shape[1] - tokens
-        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first, state.before)
+        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first, state.before, state.cells)
         for record in records:
             record.add(self, dispatch, run)
 

@@ -30,11 +30,13 @@ class BesideCost:
         token: Multiply-adds of the deltas for each token.
         patch: Of the dispatcher, for each patch token that it is asked about.
         image: Of both, for each image.
+        cell: Of the deltas for each cell whose token left.
     """
 
     token: int = 0
     patch: int = 0
     image: int = 0
+    cell: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class BlockCost:
         """Of the MLP on some tokens."""
         return rows * self.row
 
-    def parts(self, site: str, tokens: Count, patches: Count) -> Count:
+    def parts(self, site: str, tokens: Count, patches: Count, cells: Count = 0) -> Count:
         """Of the parts beside a branch."""
         beside = self.beside.get(site, BesideCost())
-        return tokens * beside.token + patches * beside.patch + beside.image
+        return tokens * beside.token + patches * beside.patch + beside.image + cells * beside.cell
 
 
 def exact(count: Count) -> Count:

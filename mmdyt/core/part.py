@@ -87,6 +87,14 @@ class Delta(Part):
         """``out`` plus the update of ``x``, (B, N, C) each; a part may give that in one go."""
         return out + self(x, state)
 
+    def alone(self, x: Tensor, state: TokenState) -> Tensor:
+        """The update of cells (B, n, C) of the image whose token is no more; for parts that read one token each."""
+        return self(x, state)
+
+    def macs_alone(self) -> int:
+        """Multiply-adds for each of them."""
+        return self.macs_per_token()
+
     @classmethod
     def add_to(cls, block: Any, site: str | None = None, **options) -> None:
         """Attach one, ``dim`` filled in, at ``site``: ``'attn'``, ``'mlp'`` or ``'layer'``."""
@@ -232,12 +240,14 @@ class TokenOp(Part):
             see :meth:`plan`) or ``'leave'``.
         reads_attention: Whether it reads queries and keys of the attention before it, in the state.
         reduces: Whether it makes the patch tokens fewer for the blocks after it.
+        leaves: Whether some of them then do not go on under their own name, nor as the mean of what they stand for.
         drops: Whether some of them then have no part in any token.
     """
 
     step: ClassVar[str] = 'enter'
     reads_attention: ClassVar[bool] = False
     reduces: bool = False
+    leaves: ClassVar[bool] = False
     drops: bool = False
 
     @classmethod

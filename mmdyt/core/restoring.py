@@ -71,8 +71,12 @@ def of_cells(tokens: Tensor, index: Tensor) -> Tensor:
 RESTORE: dict[str, Policy] = {
     'stale': stale,
     'stale+delta': stale_delta,
+    'stale+adapter': stale,
     'fused': merge,
     'knn': knn,
     'merge': merge,
 }
+KEEP_VALUES = ('stale', 'stale+delta', 'stale+adapter')  # with which cells leave
+ADAPT = 'stale+adapter'  # and these go on through the adapters
 NEED_OWNER = ('stale+delta', 'fused', 'merge')  # nothing may be dropped without a token that stands for it
+WITHOUT_OWNER = "'stale', 'stale+adapter' or 'knn'"

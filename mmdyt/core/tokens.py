@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .macs import Count
 from .reduction import Plan
-from .restoring import NEED_OWNER, RESTORE, of_cells
+from .restoring import ADAPT, KEEP_VALUES, NEED_OWNER, RESTORE, WITHOUT_OWNER, of_cells
 
 
 @dataclass
@@ -122,7 +122,7 @@ class TokenState:
             ValueError: If tokens are dropped that could not be restored as is wanted.
         """
         if plan.drops and self.restoring in NEED_OWNER:
-            raise ValueError(f"restore must be 'stale' or 'knn' where tokens are dropped, got {self.restoring!r}.")
+            raise ValueError(f'restore must be {WITHOUT_OWNER} where tokens are dropped, got {self.restoring!r}.')
         carried = {name: self._reduced(tensor, plan) for name, tensor in self.carried.items()}
         after = self._reduced(x, plan)
         self._note(x[:, self.first :], after[:, self.first :], plan)
@@ -150,10 +150,17 @@ class TokenState:
             return
         leaving = (self.live & ~stays).unsqueeze(-1)
         self.live = self.live & stays
-        if self.restoring in ('stale', 'stale+delta'):
+        if self.restoring in KEEP_VALUES:
             self.left = _filled(self.left, leaving, of_cells(before, place))
         if self.restoring == 'stale+delta':
             self.joined = _filled(self.joined, leaving, of_cells(after, self.owner.clamp(min=0)))
+
+    @property
+    def cells(self) -> Count:
+        """Cells that left for which adapters run on; computed for all of the image, but for padding."""
+        if self.left is None or self.restoring != ADAPT:
+            return 0
+        return self.owner.shape[1] if self.hidden is None else (~self.hidden).sum(dim=1)
 
     def note_attention(self, query: Tensor | None, key: Tensor | None) -> None:
         """Keep queries and keys of the last attention for parts that read them; None forgets them."""

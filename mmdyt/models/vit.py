@@ -72,7 +72,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         decide_per: Which layers decide: each ``'layer'``, the paper's, or one for each ``'level'`` that is read
             (``out_indices``): the layers that feed a level have one map then, the decision of the first of them.
         restore: What patches get as features whose token was merged or dropped, for whoever reads patches: ``'stale'``,
-            ``'stale+delta'``, ``'fused'``, ``'knn'`` or ``'merge'``; see docs/methods.md. Nothing without such parts.
+            ``'stale+delta'``, ``'stale+adapter'``, ``'fused'``, ``'knn'`` or ``'merge'``; see docs/methods.md. Nothing
+            without such parts.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything

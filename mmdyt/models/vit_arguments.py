@@ -8,7 +8,7 @@ from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.executors import KEYS
 from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
 from mmdyt.core.part import FILLED_IN, STEPS, Part, TokenOp
-from mmdyt.core.restoring import NEED_OWNER, RESTORE
+from mmdyt.core.restoring import NEED_OWNER, RESTORE, WITHOUT_OWNER
 from mmdyt.core.tokens import TokenState
 from mmdyt.models.part_configs import DECIDE_PER
 
@@ -109,7 +109,7 @@ def check_parts(layers: Iterable[Block], out_type: str, restore: str) -> None:
     for part in before:
         if isinstance(part, TokenOp) and part.drops and out_type != 'cls_token' and restore in NEED_OWNER:
             raise ValueError(
-                f"restore must be 'stale' or 'knn' with a {type(part).__name__} that drops tokens, got {restore!r}."
+                f'restore must be {WITHOUT_OWNER} with a {type(part).__name__} that drops tokens, got {restore!r}.'
             )
 
 

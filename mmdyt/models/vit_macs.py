@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from mmdyt.core.branch import BranchRun
 from mmdyt.core.executors import runs_all
 from mmdyt.core.macs import Count, exact, norm_macs
+from mmdyt.core.restoring import ADAPT
 
 
 class ViTMacs:
@@ -16,6 +17,7 @@ class ViTMacs:
     """
 
     skip_unread: bool
+    restore: str
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patch tokens of an image of ``height`` x ``width`` pixels, padding included."""
@@ -42,13 +44,16 @@ class ViTMacs:
             ValueError: If an entry of ``active`` is no possible count.
         """
         patches = left = self.num_patches(height, width)
-        runs = {}
+        runs, cells = {}, (0, 0)
+        adapted = self.restore == ADAPT and self.out_type != 'cls_token'
         for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
             read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
             names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
             counts = {site: active[name] for site, name in names.items() if name in active}
             _check_counts(counts.values(), left + prefix)
-            runs |= {names[site]: run for site, run in layer.expected(left + prefix, prefix, counts, read).items()}
+            cells = (cells[1], patches if adapted and (cells[1] or layer.tokens_leave(left, prefix)) else 0)
+            found = layer.expected(left + prefix, prefix, counts, read, cells)
+            runs |= {names[site]: run for site, run in found.items()}
             left = layer.patches_after(left, prefix)
         return self.macs_of(patches, runs)
 

@@ -84,6 +84,14 @@ class DenseAdapter(Delta):
         state.carried.pop((self.word, self.index - max(LINKS)), None)
         return update
 
+    def alone(self, x: Tensor, state: TokenState) -> Tensor:
+        """Without the links: what earlier adapters gave a cell that left is not kept."""
+        return self.up(F.relu(self.down(x)))
+
+    def macs_alone(self) -> int:
+        """Multiply-adds of the projections of the cell's own value."""
+        return self.down.weight.numel() + self.up.weight.numel()
+
     def carried(self) -> int:
         """The updates that this layer and the next two may read."""
         return min(self.index, max(LINKS))

@@ -90,7 +90,7 @@ class EvidenceTokens(SparseTokens):
         """What Sparse-Tuning costs, the gate, and without attention no scores of it."""
         patches = tokens - prefix
         attention = super().macs(tokens, prefix, carried) if self.reads_attention else self.sum_macs(patches, carried)
-        return attention + self.leaves(patches) * patches * self.gate.in_features
+        return attention + self.some_leave(patches) * patches * self.gate.in_features
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

@@ -44,6 +44,7 @@ class SparseTokens(TokenOp):
     step = 'mid'
     reads_attention = True
     reduces = True
+    leaves = True
 
     def __init__(self, dim: int, keep_rate: float = 0.7, fuse: str = 'sum', num_prefix_tokens: int = 1):
         super().__init__()
@@ -102,15 +103,15 @@ class SparseTokens(TokenOp):
     def macs(self, tokens: Count, prefix: int, carried: int = 0) -> Count:
         """Scores, and weighted sums."""
         patches, queries = tokens - prefix, 1 if self.num_prefix_tokens else tokens
-        return self.leaves(patches) * queries * tokens * self.dim + self.sum_macs(patches, carried)
+        return self.some_leave(patches) * queries * tokens * self.dim + self.sum_macs(patches, carried)
 
-    def leaves(self, patches: Count) -> Count:
+    def some_leave(self, patches: Count) -> Count:
         """Whether any of them does not stay."""
         return (1 - self.keep_rate) * patches >= 1 - 1e-6
 
     def sum_macs(self, patches: Count, carried: int) -> Count:
         """Multiply-adds of the weighted sums."""
-        return self.leaves(patches) * (self.fuse != 'none') * (1 + carried) * patches * self.dim
+        return self.some_leave(patches) * (self.fuse != 'none') * (1 + carried) * patches * self.dim
 
     def extra_repr(self) -> str:
         """Show the options in ``print(model)``."""

@@ -187,5 +187,7 @@ def test_attention_counts_by_size():
 
 def test_what_is_dropped_cannot_be_restored_from_its_owner():
     state = TokenState(prefix=1, restoring='fused')
-    with pytest.raises(ValueError, match="restore must be 'stale' or 'knn' where tokens are dropped, got 'fused'."):
+    with pytest.raises(
+        ValueError, match="restore must be 'stale', 'stale\\+adapter' or 'knn' where tokens are dropped, got 'fused'."
+    ):
         state.reduce(values(2, 7, 3), keep(3, 1, 'none')(6))

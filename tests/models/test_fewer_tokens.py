@@ -83,6 +83,34 @@ def test_the_cost_is_that_of_an_operator_counter(parts, dispatched, cls):
     assert counted < count_macs(lambda: build([], with_cls_token=cls, out_type='featmap', adapter=None)(x)) * 1.2
 
 
+@pytest.mark.parametrize('adapters', [['dense'], ['plain'], ['plain', 'plus'], []], ids='+'.join)
+@pytest.mark.parametrize('fuse', ['sum', 'none'])
+def test_cells_that_left_go_on_through_the_adapters_at_their_cost(fuse, adapters):
+    kinds = dict(dense=SPARSE[1], plain=dict(type='mmdyt.Adapter', bottleneck=4), plus=dict(type='mmdyt.AdapterPlus'))
+    parts = [dict(SPARSE[0], fuse=fuse), *(kinds[name] for name in adapters)]
+    model, x = build(parts, out_type='featmap', restore='stale+adapter', final_norm=False), images(2)
+    seen = {}
+    for i, layer in enumerate(model.layers):
+        for part in layer.dynamic['mlp'].deltas():
+            torch.nn.init.normal_(part.up.weight, std=0.1)
+        layer.register_forward_hook(lambda module, args, out, i=i: seen.update({i: (args[1].live, args[1].left)}))
+    with record_dispatch(model) as record:
+        counted = count_macs(lambda: run(model, x[:1]))
+    assert float(model.macs_of(24, {name: runs[0] for name, runs in record.runs.items()})) == pytest.approx(counted)
+    assert float(model.macs(*SIZE, {})) == pytest.approx(counted)
+    features = run(model, x).flatten(2).transpose(1, 2)
+    live, left = seen[3]
+    assert torch.equal(features[~live], left[~live]) and 0 < live.float().mean() < 1
+    before = dict(live=seen[1][0], value=seen[1][1])  # as of the second layer, where the first step is
+    gone, value = ~before['live'], before['value']
+    for layer in model.layers[2:]:
+        for part in layer.dynamic['mlp'].deltas('parallel'):
+            value = value + part.alone(value, TokenState(1))
+        for part in layer.dynamic['mlp'].deltas('serial'):
+            value = value + part.alone(value, TokenState(1))
+    torch.testing.assert_close(features[gone], value[gone], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ('keep_rate', 'expected'), [(0.9, 15.594), (0.8, 13.495), (0.7, 11.752), (0.6, 10.208), (0.5, 8.920)]
 )
@@ -313,9 +341,13 @@ LEVEL = TOKENS | dict(decide_per='level', out_indices=[1, 3], out_type='featmap'
         (
             dict(type='mmdyt.SparseTokens', fuse='none'),
             dict(out_type='featmap', restore='fused'),
-            "restore must be 'stale' or 'knn' with a SparseTokens that drops tokens, got 'fused'.",
+            "restore must be 'stale', 'stale+adapter' or 'knn' with a SparseTokens that drops tokens, got 'fused'.",
         ),
-        (dict(type='mmdyt.ToMe'), dict(restore='best'), "restore must be one of ['stale', 'stale+delta', 'fused'"),
+        (
+            dict(type='mmdyt.ToMe'),
+            dict(restore='best'),
+            "restore must be one of ['stale', 'stale+delta', 'stale+adapter'",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_work_starts(part, options, message):

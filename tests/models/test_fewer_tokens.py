@@ -20,9 +20,12 @@ from mmdyt.core.tuning import count_parameters
 from mmdyt.models import DyTVisionTransformer
 
 SPARSE = [dict(type='mmdyt.SparseTokens', keep_rate=0.6), dict(type='mmdyt.DenseAdapter', bottleneck=4)]
+GATED = [dict(type='mmdyt.EvidenceTokens', keep_rate=0.6, attention=True), SPARSE[1]]
 TOME = [dict(type='mmdyt.ToMe', r=2)]
 SCOPED = [dict(type='mmdyt.ToMe', r=10, scope='mlp')]
-METHODS = pytest.mark.parametrize('parts', [SPARSE, TOME, [*SPARSE, *TOME]], ids=['sparse', 'tome', 'both'])
+METHODS = pytest.mark.parametrize(
+    'parts', [SPARSE, GATED, TOME, [*SPARSE, *TOME]], ids=['sparse', 'gated', 'tome', 'both']
+)
 SIZE = (32, 48)  # of pixels: 4 x 6 patches
 ARCH = dict(TINY, num_layers=4)
 
@@ -233,8 +236,15 @@ def test_autocast_runs(parts):
 
 @pytest.mark.parametrize(
     ('parts', 'restore'),
-    [(SPARSE, 'stale+delta'), (SPARSE, 'knn'), ([*SPARSE, *TOME], 'stale'), (TOME, 'merge'), (SCOPED, 'stale')],
-    ids=['delta', 'knn', 'both', 'merge', 'scoped'],
+    [
+        (SPARSE, 'stale+delta'),
+        (SPARSE, 'knn'),
+        (GATED, 'stale+adapter'),
+        ([*SPARSE, *TOME], 'stale'),
+        (TOME, 'merge'),
+        (SCOPED, 'stale'),
+    ],
+    ids=['delta', 'knn', 'gated', 'both', 'merge', 'scoped'],
 )
 def test_it_is_exported_with_static_shapes(parts, restore):
     model, x = build(parts, out_type='featmap', restore=restore), images()

@@ -59,7 +59,8 @@ def test_docstring_names_the_number_of_the_paper_or_says_that_there_is_none(path
     first = ast.get_docstring(ast.parse(path.read_text())).split('\n\n')[0]
     if path.parent.name == 'dyt':
         assert first.startswith(('Dynamic Tuning (DyT), ', 'Dynamic Tuning (DyT) '))
-    paper = r'2405\.14700, figure' if path.parent.name == 'sparse_tuning' else r'2403\.11808, .*table'
+    papers = dict(sparse_tuning=r'2405\.14700, figure', avit=r'2112\.07658, table')
+    paper = papers.get(path.parent.name, r'2403\.11808, .*table')
     assert re.search(paper + r'.*: \d+\.\d+', first) or re.search('no number (in the paper|known)', first)
 
 

@@ -26,6 +26,7 @@ from mmdyt.parts import (
     dispatcher,
     ether,
     ether_plus,
+    halting,
     lora,
     mean_update,
     moe_adapter,
@@ -40,6 +41,7 @@ CLASSES = {
     dispatcher.TokenDispatcher: dict(dim=8),
     dispatcher.SampleDispatcher: dict(dim=8),
     dispatcher.RandomDispatcher: dict(dim=8),
+    halting.HaltingDispatcher: dict(dim=8),
     ether.ETHER: dict(out_features=8, in_features=8),
     ether_plus.ETHERPlus: dict(out_features=8, in_features=8),
     lora.LoRA: dict(out_features=8, in_features=8),
@@ -62,7 +64,7 @@ CLASSES = {
     mmdyt.models.segmentor.DyTEncoderDecoder: {},
     mmdyt.models.recognizer.DyTRecognizer: {},
 }
-WIDTHS = ('dim', 'out_features', 'in_features', 'patch_values')
+WIDTHS = ('dim', 'out_features', 'in_features', 'patch_values', 'index', 'depth')
 BAD = {bool: ['off', 0, 1, None], int: [True, '3', 1.5, math.nan], float: [True, '0.3', math.nan, math.inf, -math.inf]}
 
 

@@ -54,10 +54,11 @@ class BlockMacs:
     def macs(self, runs: Mapping[str, BranchRun]) -> Count:
         """Multiply-adds of one pass for each image, from what the branches ran, by site."""
         numbers = {site: BranchRun(*map(exact, run[:4])) for site, run in runs.items()}
+        ran = {site: run.tokens if run.beside is None else exact(run.beside) for site, run in runs.items()}
         attn, mlp = (numbers.get(site) or numbers['layer'] for site in ('attn', 'mlp'))
         cost = self.cost()
         cells = {site: exact(run.cells) for site, run in runs.items()}
-        beside = sum(cost.parts(site, run.tokens, run.patches, cells[site]) for site, run in numbers.items())
+        beside = sum(cost.parts(site, exact(ran[site]), run.patches, cells[site]) for site, run in numbers.items())
         steps = self._step_macs(runs['mlp']) if 'mlp' in runs else 0
         return cost.attention(attn.queries, attn.keys) + cost.mlp(mlp.queries) + beside + steps
 
@@ -123,6 +124,7 @@ class BlockMacs:
                 for part in self.steps('around'):
                     wanted = prefix + part.rows(wanted - prefix, prefix)
             there = dict(prefix=prefix if read is None else read, before=tuple(before), cells=cells[site == 'mlp'])
+            there['beside'] = wanted if branch.stops else None
             runs[site] = BranchRun(reaching if read is None else read, asked, wanted, seen, **there)
         return runs
 
@@ -134,5 +136,6 @@ def _beside(branch: DynamicBranch) -> BesideCost:
         token=sum(part.macs_per_token() for part in deltas),
         patch=0 if dispatcher is None else dispatcher.macs_per_token(),
         cell=sum(part.macs_alone() for part in (*branch.deltas('parallel'), *branch.deltas('serial'))),
-        image=sum(part.macs_per_image() for part in [*deltas, *([dispatcher] if dispatcher is not None else [])]),
+        image=sum(part.macs_per_image() for part in deltas),
+        asked=0 if dispatcher is None else dispatcher.macs_per_image(),
     )

@@ -40,7 +40,7 @@ class BranchRun(NamedTuple):
     """What a branch ran in one pass, per image: numbers, or tensors (B,) where images differ.
 
     Attributes:
-        tokens: Tokens that the parts beside the branch ran on.
+        tokens: Tokens that reached the branch, and that the parts beside it ran on.
         patches: Patch tokens that the dispatcher was asked about.
         queries: Tokens whose update was computed: queries of attention, rows of an MLP.
         keys: Tokens that were attended to.
@@ -49,6 +49,7 @@ class BranchRun(NamedTuple):
         prefix: Leading tokens that are no patches.
         before: Tokens before each operation that acted in the block so far, since its attention.
         cells: Cells without a token of their own that the deltas ran on.
+        beside: Tokens that the parts beside the branch ran on, where these are not all; None is all.
     """
 
     tokens: Count
@@ -60,6 +61,7 @@ class BranchRun(NamedTuple):
     prefix: int = 0
     before: tuple[Count, ...] = ()
     cells: Count = 0
+    beside: Count | None = None
 
 
 class DynamicBranch(nn.Module):
@@ -140,6 +142,11 @@ class DynamicBranch(nn.Module):
         rules = asked_of(RULES, self)
         return bool(rules) and rules[-1] is run_all
 
+    @property
+    def stops(self) -> bool:
+        """Whether the deltas run for active tokens only, as the branch does."""
+        return self.dispatcher is not None and self.dispatcher.stops
+
     def reset_parameters(self) -> None:
         """Draw the start values of all parts anew."""
         for part in parts_of(self):
@@ -156,6 +163,8 @@ class DynamicBranch(nn.Module):
         """
         state = TokenState() if state is None else state
         out = x[:, : state.read]
+        if self.stops:
+            return self._run(x, out, self._with_deltas(branch, state), state)
         for delta in self.deltas('parallel'):
             out = delta.add_update(out, x[:, : state.read], state)  # eq. (6): X + Adapter(X)
         out = self._run(x, out, branch, state)
@@ -171,6 +180,19 @@ class DynamicBranch(nn.Module):
                 left = left + delta.alone(left, state)
             state.left = torch.where(state.live.unsqueeze(-1), state.left, left)
 
+    def _with_deltas(self, branch: Branch, state: TokenState) -> Branch:
+        """The branch and the parts beside it as one branch, so that inactive tokens stay as they are."""
+
+        def whole(x: Tensor, layout: Layout) -> Tensor:
+            update, x = branch(x, layout), layout.queries(x)
+            for delta in self.deltas('parallel'):
+                update = update + delta(x, state)
+            for delta in self.deltas('serial'):
+                update = update + delta(x + update, state)
+            return update
+
+        return whole
+
     def _run(self, x: Tensor, out: Tensor, branch: Branch, state: TokenState) -> Tensor:
         """Add the update of the branch for the tokens that run it, and what the others get instead."""
         read = state.read
@@ -182,7 +204,7 @@ class DynamicBranch(nn.Module):
             for watcher in asked_of(WATCHERS, self):
                 watcher(update)
             return out + update
-        if not (self._words['parallel'] or self._words['inactive']):
+        if self.stops or not (self._words['parallel'] or self._words['inactive']):
             out = out.clone()  # executors of inference write into it
         for delta in self.deltas('inactive'):
             update = delta(x[:, :read], state)
@@ -252,7 +274,9 @@ class DynamicBranch(nn.Module):
         if state.rows is not None:
             queries = state.rows
         padding = x.shape[1] - tokens
-        run = BranchRun(reaches, asked, queries, keys, executor, padding, state.first, state.before, state.cells)
+        there = dict(prefix=state.first, before=state.before, cells=state.cells)
+        there['beside'] = queries if self.stops else None
+        run = BranchRun(reaches, asked, queries, keys, executor, padding, **there)
         for record in records:
             record.add(self, dispatch, run)
 

@@ -29,13 +29,15 @@ class BesideCost:
     Attributes:
         token: Multiply-adds of the deltas for each token.
         patch: Of the dispatcher, for each patch token that it is asked about.
-        image: Of both, for each image.
+        image: Of the deltas, for each image.
+        asked: Of the dispatcher, for each image about which it is asked.
         cell: Of the deltas for each cell whose token left.
     """
 
     token: int = 0
     patch: int = 0
     image: int = 0
+    asked: int = 0
     cell: int = 0
 
 
@@ -68,7 +70,8 @@ class BlockCost:
     def parts(self, site: str, tokens: Count, patches: Count, cells: Count = 0) -> Count:
         """Of the parts beside a branch."""
         beside = self.beside.get(site, BesideCost())
-        return tokens * beside.token + patches * beside.patch + beside.image + cells * beside.cell
+        known = tokens * beside.token + patches * beside.patch + beside.image + cells * beside.cell
+        return known + beside.asked * (patches > 0)
 
 
 def exact(count: Count) -> Count:

@@ -17,7 +17,17 @@ from .reduction import Plan
 from .tokens import TokenState
 
 PLACES = ('parallel', 'inactive', 'serial')
-FILLED_IN = ('dim', 'num_prefix_tokens', 'out_features', 'in_features', 'patch_values', 'index', 'pairs', 'head_dim')
+FILLED_IN = (
+    'dim',
+    'num_prefix_tokens',
+    'out_features',
+    'in_features',
+    'patch_values',
+    'index',
+    'depth',
+    'pairs',
+    'head_dim',
+)
 STEPS = ('enter', 'mid', 'around', 'leave')
 
 
@@ -115,6 +125,8 @@ class Dispatcher(Part):
     noise: bool = False  # whether training samples, and reads no rule
     rate: float | None = None  # of the active patch tokens, where it is fixed
     needs_grid: ClassVar[bool] = False  # whether it decides by where tokens lie, so that none may be missing
+    stops: ClassVar[bool] = False  # whether the parts beside the branch skip inactive tokens, too
+    chained: ClassVar[bool] = False  # whether every layer behind the first that has one must have one, too
 
     def __init__(self):
         super().__init__()
@@ -130,6 +142,21 @@ class Dispatcher(Part):
         """Attach one for each dispatched branch, or for that at ``site``; width and prefix are filled in."""
         for name in [site] if site else block.sites:
             cls(dim=block.place.dim, num_prefix_tokens=block.place.prefix, **options).attach(block, name)
+
+    def follow(self, before: 'Dispatcher | None') -> None:
+        """Be told who decides about the same branch in the nearest layer before that has a dispatcher; None is nobody.
+
+        Raises:
+            ValueError: If it cannot work behind that.
+        """
+
+    def losses(self, decided: Sequence[Dispatch]) -> dict[str, Tensor]:
+        """What training asks of decisions beside their rate, and numbers for the log; of the last layer's only.
+
+        Args:
+            decided: What those of its kind decided in a pass about the same branch of all layers, in network order.
+        """
+        return {}
 
     def attach(self, block: Any, site: str) -> None:
         """Take the room in front of a branch."""

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+import torch.nn as nn
 from mmengine.dist import is_main_process
 
-from mmdyt.core.observe import DispatchRecord, record_dispatch
+from mmdyt.core.observe import DispatchRecord, dynamic_branches, record_dispatch
 from mmdyt.core.options import check_switches, is_integer
 from mmdyt.engine.costs import LAYER_RATE, CostCounter, Costs
 from mmdyt.engine.evaluation import EvaluationHook
@@ -110,7 +111,7 @@ class FLOPsHook(EvaluationHook):
                 f'{listed(samples)}. Dense: {report["gmacs_dense"]:.3f} GMACs per sample.'
             )
         else:
-            runner.logger.info(_sentence(report, getattr(find_host(runner.model), 'target_rate', None)))
+            runner.logger.info(_sentence(report, _wanted(find_host(runner.model))))
             if report['gmacs_min'] < report['gmacs_max']:
                 spread = ', '.join(f'{name.split("_")[1]} {report[name]:.3f}' for name in SPREAD)
                 runner.logger.info(f'GMACs of single samples: {spread}.')
@@ -125,6 +126,13 @@ class FLOPsHook(EvaluationHook):
         file = Path(runner.log_dir, f'costs_{mode}.jsonl')
         write_text(file, ''.join(json.dumps(line, allow_nan=False) + '\n' for line in costs.lines()))
         runner.logger.info(f'Cost of each sample: {file}.')
+
+
+def _wanted(host: nn.Module) -> float | None:
+    """The rate that a model was asked for; None where its dispatchers follow none."""
+    deciders = [branch.dispatcher.decider for branch in dynamic_branches(host).values()]
+    follow = any(dispatcher.adjustable or dispatcher.rate is not None for dispatcher in deciders)
+    return getattr(host, 'target_rate', None) if follow else None
 
 
 def _sentence(report: dict[str, float], target: float | None) -> str:

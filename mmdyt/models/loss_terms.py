@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from mmdyt.core.dispatch import Dispatch
 from mmdyt.core.levels import level_masks
 from mmdyt.core.losses import activation_rate, distillation_loss, rate_loss
-from mmdyt.core.observe import DispatchRecord, complete_model, record_dispatch
+from mmdyt.core.observe import DispatchRecord, complete_model, dynamic_branches, record_dispatch
 
 
 class Pass(NamedTuple):
@@ -127,7 +127,23 @@ def check_logits(logits: Any, distill_weight: float) -> None:
         )
 
 
-TERMS: tuple[Term, ...] = (feature_term, rate_term, complete_term, distill_term)
+def decision_term(host: Any, passes: Passes) -> dict:
+    """What dispatchers ask of decisions beside their rate, the mean over the passes of the backbone."""
+    branches, record = dynamic_branches(host), passes.dynamic.record
+    alike: dict[tuple, list[str]] = {}  # branches of one site whose dispatchers are of one kind
+    for name, branch in branches.items():
+        alike.setdefault((type(branch.dispatcher), name.rpartition('.')[2]), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in alike.values():
+        last, number = branches[names[-1]].dispatcher, len(record.dispatches[names[0]])
+        for index in range(number):
+            decided = record.of_pass(index)
+            for key, value in last.losses([decided[name] for name in names]).items():
+                found[key] = found.get(key, 0.0) + value / number
+    return found
+
+
+TERMS: tuple[Term, ...] = (feature_term, rate_term, decision_term, complete_term, distill_term)
 
 
 @contextmanager

@@ -29,7 +29,6 @@ from mmdyt.models.vit_arguments import (
     tell_of,
 )
 from mmdyt.models.vit_macs import ViTMacs
-from mmdyt.parts.same_decision import SameDecision
 from mmdyt.registry import MODELS
 
 register_parts()
@@ -180,14 +179,13 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 raise ValueError(f'parts must act somewhere in the network, got {dict(config)}, which does not.')
 
     def _share_decisions(self) -> None:
-        """Tell those that follow whose decision it is: that of the layer before about the same branch."""
+        """Tell each dispatcher who decides about the same branch in the layer before."""
         before: dict[str, Dispatcher] = {}
         for layer in self.layers:
             for site, branch in layer.branches().items():
-                if isinstance(branch.dispatcher, SameDecision):
+                if branch.dispatcher is not None:
                     branch.dispatcher.follow(before.get(site))
-                elif branch.dispatcher is not None:
-                    before[site] = branch.dispatcher
+                    before[site] = branch.dispatcher.decider
 
     def paths(self) -> Mapping[str, str]:
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""

@@ -7,7 +7,7 @@ from mmdyt.core.block import DISPATCH, Block
 from mmdyt.core.branch import INFERENCE, TRAINING, NothingSkippedWarning
 from mmdyt.core.executors import KEYS
 from mmdyt.core.options import check_choice, check_probability, check_switches, is_integer, is_number
-from mmdyt.core.part import FILLED_IN, STEPS, Part, TokenOp
+from mmdyt.core.part import FILLED_IN, STEPS, Dispatcher, Part, TokenOp
 from mmdyt.core.restoring import NEED_OWNER, RESTORE, WITHOUT_OWNER
 from mmdyt.core.tokens import TokenState
 from mmdyt.models.part_configs import DECIDE_PER
@@ -87,19 +87,21 @@ def check_not_filled_in(kinds: Sequence[type[Part]], options: Sequence[Mapping])
                 )
 
 
-def check_parts(layers: Iterable[Block], out_type: str, restore: str) -> None:
+def check_parts(layers: Sequence[Block], out_type: str, restore: str) -> None:
     """Refuse parts that cannot work behind others, or with what heads are to get.
 
     Raises:
         ValueError: Naming the first one.
     """
     before: list[Part] = []
+    _check_chained(layers)
     for layer in layers:
         before += [part for step in STEPS for part in layer.steps(step)]
         beside = [part for b in layer.branches().values() for part in (b.dispatcher, *b.deltas()) if part is not None]
         for part in beside:
             part.check(before)
         before += beside
+        _check_stopping(layer)
         for part in layer.steps('around'):
             if layer.branch('mlp').dispatcher is not None:
                 raise ValueError(
@@ -111,6 +113,33 @@ def check_parts(layers: Iterable[Block], out_type: str, restore: str) -> None:
             raise ValueError(
                 f'restore must be {WITHOUT_OWNER} with a {type(part).__name__} that drops tokens, got {restore!r}.'
             )
+
+
+def _check_stopping(layer: Block) -> None:
+    """Refuse parts that cannot skip the tokens that a dispatcher stops."""
+    for branch in layer.branches().values():
+        for part in branch.deltas() if branch.stops else ():
+            if part.reads_all or part.carried() or part.place == 'inactive':
+                raise ValueError(
+                    f'dispatcher must not be a {type(branch.dispatcher).__name__} beside a {type(part).__name__}, '
+                    'which needs the tokens that are skipped, got one.'
+                )
+
+
+def _check_chained(layers: Iterable[Block]) -> None:
+    """Refuse layers that lack a dispatcher which must be in every layer behind the first that has one."""
+    chained: dict[str, type[Dispatcher]] = {}
+    for index, layer in enumerate(layers):
+        for site, branch in layer.branches().items():
+            kind = chained.get(site)
+            if kind is not None and type(branch.dispatcher) is not kind:
+                found = 'none' if branch.dispatcher is None else f'a {type(branch.dispatcher).__name__}'
+                raise ValueError(
+                    f'dispatcher must be a {kind.__name__} in every layer behind the first that has one, got {found} '
+                    f'in layer {index}.'
+                )
+            if branch.dispatcher is not None and branch.dispatcher.chained:
+                chained[site] = type(branch.dispatcher)
 
 
 def following(levels: Sequence[int], depth: int) -> list[int]:

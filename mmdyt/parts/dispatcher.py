@@ -62,7 +62,7 @@ class TokenDispatcher(Dispatcher):
         super().__init__()
         if not (is_integer(dim) and dim >= 1):
             raise ValueError(f'dim must be at least 1, got {dim!r}.')
-        _check_prefix(num_prefix_tokens)
+        check_prefix(num_prefix_tokens)
         if not (is_number(initial_rate) and 0 < initial_rate < 1):
             raise ValueError(
                 f'initial_rate must lie in (0, 1), got {initial_rate!r}. Rates are fractions, not percent.'
@@ -183,7 +183,7 @@ class TokenDispatcher(Dispatcher):
         return f'{options}, noise={self.noise}, fitted={self.fitted}'
 
 
-def _check_prefix(num_prefix_tokens: int) -> None:
+def check_prefix(num_prefix_tokens: int) -> None:
     """Refuse a number of tokens that is none."""
     if not (is_integer(num_prefix_tokens) and num_prefix_tokens >= 0):
         raise ValueError(f'num_prefix_tokens must be at least 0, got {num_prefix_tokens!r}.')
@@ -239,7 +239,7 @@ class RandomDispatcher(Dispatcher):
         super().__init__()
         if not (is_number(rate) and 0 < rate <= 1):
             raise ValueError(f'rate must lie in (0, 1], got {rate!r}. Rates are fractions, not percent.')
-        _check_prefix(num_prefix_tokens)
+        check_prefix(num_prefix_tokens)
         self.num_prefix_tokens = num_prefix_tokens
         self.rate = rate
 

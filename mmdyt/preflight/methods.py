@@ -17,6 +17,7 @@ BACKBONE = 'mmdyt.DyTVisionTransformer'
 PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')
 HOOKS = ('mmdyt.EvidenceHook', 'mmdyt.CalibrationHook', 'mmdyt.TauScheduleHook', 'mmdyt.KeepRateHook')
+BRING_WEIGHTS = ('mmdyt.HaltingDispatcher',)  # dispatchers whose methods set the weights of losses
 TRAINED = ('noise', 'fitted')  # how a dispatcher is trained, which a method says and no config keeps
 NO_OPTIONS = {'self', 'block', 'options', *FILLED_IN}
 # of the backbone, which a method leaves alone
@@ -65,11 +66,12 @@ def use_method(cfg: Config, method: str, options: Mapping | None = None) -> None
     for key, value in (options or {}).items():
         _set_option(found, key, value)
     _keep_options(found['backbone'], backbone)
+    brought = (backbone.get('dispatcher') or {}).get('type') in BRING_WEIGHTS
     for key in (*PARTS, 'parts', 'tuned'):
         backbone.pop(key, None)
     backbone.update(found['backbone'])
-    if any(hook.get('type') in HOOKS[:1] for hook in cfg.get('custom_hooks') or []):
-        for key in WEIGHTS:  # they were the evidence's
+    if brought or any(hook.get('type') in HOOKS[:1] for hook in cfg.get('custom_hooks') or []):
+        for key in WEIGHTS:  # they were the former method's
             cfg.model.pop(key, None)
     if str(cfg.model.get('type', '')).startswith('mmdyt.'):
         cfg.model.update(found['model'])

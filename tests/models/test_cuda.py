@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_methods import METHODS, build, features, images, learn
+from test_methods import DECIDING, METHODS, build, features, images, learn
 
 from mmdyt.core.observe import complete_model, record_dispatch
 from mmdyt.core.tuning import merge
@@ -13,7 +13,9 @@ DISPATCH = ['mlp', 'attn', 'attn_mlp', 'layer']
 
 
 def dispatched(method, dispatch, **vit):
-    word = method if method in ('dyt', 'evidence', 'context') else f'{method}+dyt'
+    if method == 'avit':
+        dispatch = 'layer'  # what else is refused
+    word = method if method in DECIDING else f'{method}+dyt'
     options = dict(dispatch=dispatch) | ({} if method == 'adapter' or word == method else dict(adapter=None))
     return learn(build(word, options, **vit))
 

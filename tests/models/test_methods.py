@@ -16,10 +16,11 @@ from mmdyt.preflight.methods import use_method
 
 FOLDER = Path(__file__).parents[2] / 'configs' / '_base_' / 'methods'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.py'))
-DIFFERENT = ('ether', 'vpt_shallow', 'vpt_deep', 'adapter_plus', 'sparse_tuning', 'sparse_evidence', 'tome')
+DECIDING = ('dyt', 'evidence', 'context', 'avit')  # with dispatchers of their own
+DIFFERENT = ('avit', 'ether', 'vpt_shallow', 'vpt_deep', 'adapter_plus', 'sparse_tuning', 'sparse_evidence', 'tome')
 IDENTICAL = [m for m in METHODS if m not in DIFFERENT]  # at the start
 MERGING = ['lora', 'ssf', 'ether', 'ether_plus']
-ADDED = [m for m in METHODS if m not in ('linear', 'full', 'dyt', 'evidence', 'context')]
+ADDED = [m for m in METHODS if m not in ('linear', 'full', *DECIDING)]
 FEWER = ['sparse_tuning', 'sparse_evidence', 'tome']  # whose attention runs on all tokens that are left
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
@@ -100,7 +101,9 @@ def test_every_tuned_parameter_has_a_gradient_and_no_other(method):
 def test_with_dispatch_packed_equals_masked_and_an_image_does_not_depend_on_its_batch(method, dispatch):
     if method in FEWER and dispatch != 'mlp':
         pytest.skip('refused: see test_fewer_tokens.py')
-    word = method if method in ('dyt', 'evidence', 'context') else f'{method}+dyt'
+    if method == 'avit' and dispatch != 'layer':
+        pytest.skip('refused: see test_halting_vit.py')
+    word = method if method in DECIDING else f'{method}+dyt'
     options = dict(dispatch=dispatch) | ({} if method == 'adapter' or word == method else dict(adapter=None))
     if method == 'context' and dispatch == 'mlp':
         options['keys'] = 'active'  # the tokens of an MLP attend to nothing
@@ -117,7 +120,7 @@ def test_with_dispatch_packed_equals_masked_and_an_image_does_not_depend_on_its_
 
 @pytest.mark.parametrize('method', METHODS)
 def test_maps_rates_and_cells_see_no_prompt(method):
-    backbone = build(f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method, out_type='featmap')
+    backbone = build(f'{method}+dyt' if method not in DECIDING else method, out_type='featmap')
     with record_dispatch(backbone) as record:
         assert features(backbone).shape == (3, 32, 4, 4)
     assert {dispatch.on_patches(dispatch.patch_mask).shape for dispatch in record.flat()} == {(3, 16, 1)}
@@ -137,7 +140,7 @@ def test_closed_form_equals_the_operator_counter(method, skip_unread):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_what_ran_is_what_was_expected_to_run(method):
-    backbone = learn(build(f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method))
+    backbone = learn(build(f'{method}+dyt' if method not in DECIDING else method))
     with record_dispatch(backbone) as record:
         features(backbone)
     active = {name: passes[0].mask.sum((1, 2)) for name, passes in record.dispatches.items()}
@@ -148,7 +151,7 @@ def test_what_ran_is_what_was_expected_to_run(method):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_unread_tokens_can_be_skipped_without_changing_the_class_token(method):
-    word = f'{method}+dyt' if method not in ('dyt', 'evidence', 'context') else method
+    word = f'{method}+dyt' if method not in DECIDING else method
     whole, short = learn(build(word)), learn(build(word, skip_unread=True))
     short.load_state_dict(whole.state_dict())
     torch.testing.assert_close(features(short), features(whole), rtol=0, atol=1e-9)
@@ -187,6 +190,7 @@ def test_several_rewrites_of_one_linear_run_and_merge_alike():
         ('bitfit', {}, 102_912, 17.582),
         ('ether', {}, 82_944, 17.615),
         ('ether_plus', {}, 331_776, 17.713),
+        ('avit', {}, 1_198_091, 17.816),  # nothing halts
         ('sparse_tuning', {}, 1_091_584, 11.754),
         ('sparse_evidence', {}, 1_091_584, 11.754),
         ('tome', {}, 0, 13.122),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from test_methods import METHODS, arguments, learn
+from test_methods import DECIDING, METHODS, arguments, learn
 from test_recognizer import HEAD as CLIP_HEAD
 from test_recognizer import NECK
 from test_segmentor import samples as segmentation_samples
@@ -66,7 +66,7 @@ def build(tiny_config):
     return make
 
 
-WITH_DISPATCH = [m if m in ('dyt', 'evidence', 'context') else f'{m}+dyt' for m in METHODS]
+WITH_DISPATCH = [m if m in DECIDING else f'{m}+dyt' for m in METHODS]
 
 
 @pytest.mark.parametrize('host', ['classification', 'segmentation', 'video'])

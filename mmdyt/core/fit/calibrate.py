@@ -57,10 +57,12 @@ def token_dispatchers(model: nn.Module) -> dict[str, Dispatcher]:
         ValueError: If there are none.
     """
     found = {name: branch.dispatcher.decider for name, branch in dynamic_branches(model).items()}
-    found = {name: dispatcher for name, dispatcher in found.items() if dispatcher.adjustable}
-    if not found:
-        raise ValueError('model must have a dispatcher with a threshold, a TokenDispatcher, got none.')
-    return found
+    adjustable = {name: dispatcher for name, dispatcher in found.items() if dispatcher.adjustable}
+    if not adjustable:
+        others = sorted({type(dispatcher).__name__ for dispatcher in found.values()})
+        got = f'a {others[0]}, which has none' if others else 'none'
+        raise ValueError(f'model must have a dispatcher with a threshold, a TokenDispatcher, got {got}.')
+    return adjustable
 
 
 @torch.no_grad()

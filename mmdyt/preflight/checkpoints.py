@@ -53,7 +53,11 @@ def read_tensors(path: str, prefix: str = '') -> dict[str, torch.Tensor]:
     Raises:
         ValueError: If the file is no checkpoint that loads with torch's safety on, or has nothing below ``prefix``.
     """
-    checkpoint = read_checkpoint(path)
+    return tensors_in(read_checkpoint(path), path, prefix)
+
+
+def tensors_in(checkpoint: dict, path: str, prefix: str = '') -> dict[str, torch.Tensor]:
+    """As :func:`read_tensors`, of what :func:`read_checkpoint` has read from ``path``."""
     prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
     tensors = {re.sub(r'^module\.', '', name): tensor for name, tensor in checkpoint['state_dict'].items()}
     tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

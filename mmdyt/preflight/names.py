@@ -66,7 +66,7 @@ def find(kind: str, scope: str):
         scope = prefix
     elif prefix:
         return get_object_from_string(kind)
-    return next((r.module_dict[name] for r in _registries(scope) if name in r.module_dict), None)
+    return next((r.module_dict[name] for r in registries(scope) if name in r.module_dict), None)
 
 
 def is_foreign(kind, scope: str) -> bool:
@@ -77,7 +77,7 @@ def is_foreign(kind, scope: str) -> bool:
     return getattr(found, '__module__', 'mmengine').split('.')[0] not in LIBRARIES
 
 
-def _registries(scope: str) -> Iterator[Registry]:
+def registries(scope: str) -> Iterator[Registry]:
     """Mmengine's registries and those of one host, filled; some of the latter have no parent in mmengine."""
     host = import_module(f'{scope}.registry') if find_spec(scope) and find_spec(f'{scope}.registry') else None
     orphans = [r for r in vars(host).values() if isinstance(r, Registry) and r.parent is None] if host else []
@@ -100,7 +100,7 @@ def _fill(registry: Registry) -> None:
 
 def _names(scope: str) -> list[str]:
     """What a user may have meant: names of the default scope, and prefixed ones of the other loaded scopes."""
-    names = [name for registry in _registries(scope) for name in registry.module_dict]
+    names = [name for registry in registries(scope) for name in registry.module_dict]
     roots = [root for root in vars(mmengine_registry).values() if isinstance(root, Registry)]
     children = [child for root in roots for child in root.children.values()]
     return names + [f'{child.scope}.{name}' for child in children for name in child.module_dict]

@@ -70,6 +70,25 @@ class Collector:
         maps = self._recorder.take()
         if not maps:
             raise ValueError(f'{NOTHING} there is nothing to draw.')
+        return self.describe(batch, outputs, lines, maps, wanted)
+
+    def describe(
+        self,
+        batch: dict,
+        outputs: Sequence[BaseDataElement],
+        lines: Sequence[dict],
+        maps: Sequence[SampleMap],
+        wanted: Sequence[int] | None = None,
+    ) -> list[SampleDispatch]:
+        """Of a batch that somebody else has watched.
+
+        Args:
+            batch: As of :meth:`take`.
+            outputs: As of :meth:`take`.
+            lines: What each sample cost, as of :meth:`mmdyt.engine.costs.Costs.lines`.
+            maps: What was decided about each, as of :meth:`mmdyt.engine.maps.MapRecorder.take`.
+            wanted: As of :meth:`take`.
+        """
         inputs, wanted = _of_samples(batch['inputs']), range(len(outputs)) if wanted is None else wanted
         return [self._sample(maps[i], lines[i], outputs[i], self._pictures(inputs[i])) for i in wanted]
 

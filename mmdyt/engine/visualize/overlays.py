@@ -86,9 +86,12 @@ def answers(sample: SampleDispatch) -> dict[str, str]:
 
 def palette(sample: SampleDispatch) -> Sequence[Sequence[int]]:
     """Colours of the classes, red first; where the sample has none, such as are far apart from one to the next."""
-    if len(sample.palette):
-        return sample.palette
-    turns = [(i * 0.618) % 1 for i in range(max(len(sample.classes), 1))]
+    return sample.palette if len(sample.palette) else distinct_colours(max(len(sample.classes), 1))
+
+
+def distinct_colours(number: int) -> list[tuple[int, int, int]]:
+    """Colours, red first, such that one is far from the next."""
+    turns = [(i * 0.618) % 1 for i in range(number)]
     return [tuple(round(255 * part) for part in colorsys.hsv_to_rgb(turn, 0.65, 0.9)) for turn in turns]
 
 

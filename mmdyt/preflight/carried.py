@@ -1,0 +1,151 @@
+"""The config that a checkpoint carries: read as values, never run."""
+
+import ast
+import math
+
+from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
+
+from .names import LIBRARIES, registries
+
+HINT = 'Name the config file.'
+NUMBERS = dict(inf=math.inf, nan=math.nan)  # as mmengine writes them
+
+
+def carried_config(checkpoint: dict, path: str) -> Config:
+    """What inference needs of the config that mmengine's runner wrote into a checkpoint, as text.
+
+    A checkpoint may come from anybody, and nothing in it is run: the text is read as plain values, modules of
+    OpenMMLab and of this package are the only ones that are imported, and types must be registered in them. mmengine
+    itself would execute the text, and call whatever function a dotted type names.
+
+    Args:
+        checkpoint: From :func:`mmdyt.preflight.checkpoints.read_checkpoint`.
+        path: Of it, for messages.
+
+    Returns:
+        ``model``, ``default_scope``, ``custom_imports`` and ``test_dataloader.dataset`` with ``pipeline`` and
+        ``metainfo``, as far as they are there.
+
+    Raises:
+        ValueError: If there is no config, or there is code in it, or a module or type that is not known.
+    """
+    hub = checkpoint.get('message_hub') or {}
+    texts = (checkpoint.get('meta') or {}).get('cfg'), (hub.get('runtime_info') or {}).get('cfg')
+    text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+    if text is None:
+        raise ValueError(f'checkpoint must carry a config where none is named, got none in {path}. {HINT}')
+    values = read_values(text, path)
+    kept = {key: values[key] for key in ('model', 'default_scope', 'custom_imports') if values.get(key) is not None}
+    if isinstance(kept.get('model'), dict) and values.get('data_preprocessor') is not None:
+        kept['model'].setdefault('data_preprocessor', values['data_preprocessor'])
+    loader = values.get('test_dataloader') or values.get('val_dataloader') or {}
+    dataset = loader.get('dataset') or {}
+    kept['test_dataloader'] = dict(dataset={k: dataset[k] for k in ('pipeline', 'metainfo') if k in dataset})
+    _check_imports(kept, path)
+    scope = kept.setdefault('default_scope', 'mmengine')
+    _check_scope(scope, 'default_scope', path)
+    import_modules_from_strings(**kept.get('custom_imports', dict(imports=[])))
+    _check_registered(dict(model=kept.get('model'), pipeline=dataset.get('pipeline')), scope, '', path)
+    return Config(kept)
+
+
+def read_values(text: str, path: str) -> dict:
+    """What the text of a config assigns, of constants, lists, tuples and dicts; nothing is run.
+
+    Args:
+        text: Python, as ``Config.pretty_text`` has it.
+        path: Of the file that it comes from, for messages.
+
+    Raises:
+        ValueError: Naming the first thing that is none of these.
+    """
+    try:
+        statements = ast.parse(text).body
+        for node in statements:
+            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and not node.targets[1:]):
+                raise _Code(node)
+        return {node.targets[0].id: _value(node.value) for node in statements}
+    except _Code as code:
+        raise ValueError(
+            f'checkpoint must carry a config of plain values, got {ast.unparse(code.node)[:80]} in line '
+            f'{code.node.lineno} of that in {path}. Code of a checkpoint is never run. {HINT}'
+        ) from None
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(
+            f'checkpoint must carry a config that can be read, got {type(error).__name__} in that of {path}. {HINT}'
+        ) from error
+
+
+class _Code(Exception):
+    """What is no value."""
+
+    def __init__(self, node: ast.AST):
+        super().__init__()
+        self.node = node
+
+
+def _value(node: ast.expr):
+    """The value that an expression writes down."""
+    if isinstance(node, ast.Constant):
+        return node.value
+    if isinstance(node, ast.List | ast.Tuple | ast.Set):
+        kind = dict(List=list, Tuple=tuple, Set=set)[type(node).__name__]
+        return kind(_value(item) for item in node.elts)
+    if isinstance(node, ast.Dict) and None not in node.keys:
+        return {_value(key): _value(value) for key, value in zip(node.keys, node.values, strict=True)}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        given = [_value(arg) for arg in node.args]
+        named = {keyword.arg: _value(keyword.value) for keyword in node.keywords}
+        if all(isinstance(arg, dict) for arg in given) and len(given) <= 1 and None not in named:
+            return dict(*given, **named)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        number = _value(node.operand)
+        if isinstance(number, int | float):
+            return -number if isinstance(node.op, ast.USub) else number
+    if isinstance(node, ast.Name) and node.id in NUMBERS:
+        return NUMBERS[node.id]
+    raise _Code(node)
+
+
+def _check_imports(cfg: dict, path: str) -> None:
+    """Refuse to import for a checkpoint what is not OpenMMLab's or ours: importing a module runs it."""
+    imports = cfg.get('custom_imports', {})
+    names = imports.get('imports', []) if isinstance(imports, dict) else None
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f'custom_imports must list modules in the config of {path}, got {imports!r}. {HINT}')
+    for name in names:
+        _check_scope(name.split('.')[0], 'custom_imports', path)
+
+
+def _check_scope(scope, where: str, path: str) -> None:
+    if scope not in LIBRARIES:
+        raise ValueError(
+            f'{where} must name one of {", ".join(LIBRARIES)} in a config that a checkpoint carries, got {scope!r} '
+            f'in {path}. {HINT}'
+        )
+
+
+def _check_registered(node, scope: str, where: str, path: str) -> None:
+    """Refuse a type that no registry holds, which mmengine would look for among all modules that there are."""
+    if isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            _check_registered(value, scope, f'{where}[{i}]', path)
+    if not isinstance(node, dict):
+        return
+    scope = node.get('_scope_', scope)
+    _check_scope(scope, f'{where}._scope_'.lstrip('.'), path)
+    kind = node.get('type', '')
+    prefix, _, name = kind.rpartition('.') if isinstance(kind, str) else ('', '', None)
+    if 'type' in node and not _registered(name, prefix or scope):
+        raise ValueError(
+            f'{where.lstrip(".")}.type must be a registered type in a config that a checkpoint carries, got {kind!r} '
+            f'in {path}. {HINT}'
+        )
+    for key, value in node.items():
+        _check_registered(value, scope, f'{where}.{key}', path)
+
+
+def _registered(name: str | None, scope: str) -> bool:
+    return scope in LIBRARIES and any(name in registry.module_dict for registry in registries(scope))

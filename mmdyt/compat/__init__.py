@@ -208,16 +208,18 @@ def _write_test_metrics_once() -> None:
 
 
 def _repair_on_import() -> None:
-    """Mend losses, colours and schedulers as soon as their modules are imported."""
+    """Mend losses, colours, schedulers and inferencers as soon as their modules are imported."""
     if find_spec('mmengine') is None:
         return
-    from . import colors, losses, schedulers
+    from . import colors, inferencers, losses, schedulers
     from .imports import repair_modules
 
     repair_modules(
         {
             'mmengine.optim.scheduler.param_scheduler': schedulers.repair_one_cycle,
             'mmcv.image.photometric': colors.repair_mmcv_hue,
+            'mmaction.apis.inferencers.actionrecog_inferencer': inferencers.repair_action_recognition,
+            'mmaction.visualization.action_visualizer': inferencers.repair_action_visualizer,
             'mmaction.datasets.transforms.processing': colors.repair_mmaction_hue,
             'mmseg.models.losses.accuracy': losses.repair_accuracy,
             'mmseg.models.losses.cross_entropy_loss': losses.repair_cross_entropy,

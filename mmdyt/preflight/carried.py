@@ -68,7 +68,7 @@ def read_values(text: str, path: str) -> dict:
         return {node.targets[0].id: _value(node.value) for node in statements}
     except _Code as code:
         raise ValueError(
-            f'checkpoint must carry a config of plain values, got {ast.unparse(code.node)[:80]} in line '
+            f'checkpoint must carry a config of plain values, got {_words(code.node)} in line '
             f'{code.node.lineno} of that in {path}. Code of a checkpoint is never run. {HINT}'
         ) from None
     except (SyntaxError, RecursionError, MemoryError) as error:
@@ -83,6 +83,11 @@ class _Code(Exception):
     def __init__(self, node: ast.AST):
         super().__init__()
         self.node = node
+
+
+def _words(node: ast.AST) -> str:
+    """How code begins, in one line."""
+    return ' '.join(ast.unparse(node).split())[:80]
 
 
 def _value(node: ast.expr):

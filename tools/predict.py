@@ -107,7 +107,6 @@ def main() -> None:
         except KeyboardInterrupt:
             kept = f'; they are in {out.file}' if out else ''
             print(f'\nstopped: {done} of {len(sources)} inputs are done{kept}.', file=sys.stderr)
-            stack.close()
             sys.exit(STOPPED)
     if out:
         print(f'\nPredictions: {out.file}, {done - skipped} of {len(sources)} inputs.')

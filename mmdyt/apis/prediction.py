@@ -10,7 +10,7 @@ from mmengine.structures import BaseDataElement
 
 from mmdyt.engine.visualize.sample import SampleDispatch
 
-DIGITS = 6  # of numbers in JSON
+DIGITS = 6  # of rates and scores in JSON
 
 
 class Scored(NamedTuple):
@@ -64,7 +64,7 @@ class Prediction:
     def line(self) -> dict:
         """As plain values, for JSON."""
         top = [dict(name=name, label=label, score=_rounded(score)) for name, label, score in self.top]
-        costs = dict(gmacs=_rounded(self.gmacs), gmacs_dense=_rounded(self.gmacs_dense))
+        costs = dict(gmacs=self.gmacs, gmacs_dense=self.gmacs_dense)
         rates = {name: _rounded(rate) for name, rate in self.rates.items()}
         return dict(file=self.file, top=top, **costs, activation_rate=_rounded(self.rate), rates=rates)
 

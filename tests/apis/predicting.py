@@ -43,8 +43,8 @@ def make_checkpoint(config: Path, folder: Path, capacities=None, options=None, t
             torch.nn.init.normal_(dispatcher.gate.weight)
             dispatcher.set_rule(capacity=capacities[i] if capacities else None)
     for name, parameter in model.named_parameters():
-        if name.endswith(('head.bias', 'fc_cls.bias', 'conv_seg.bias')):
-            torch.nn.init.normal_(parameter)
+        if name.endswith(('head.weight', 'head.bias', 'fc_cls.weight', 'fc_cls.bias', 'conv_seg.weight')):
+            torch.nn.init.normal_(parameter)  # else they say the same of all that they see
     meta = dict(cfg=cfg.pretty_text if text is None else text, dataset_meta=dict(classes=CLASSES, palette=PALETTE))
     path = folder / 'model.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=meta), path)

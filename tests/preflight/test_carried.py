@@ -15,7 +15,15 @@ MODEL = "default_scope = 'mmpretrain'\nmodel = dict(type='ImageClassifier')\ntes
 
 def test_what_mmengine_writes_is_read_as_it_was(tiny_config):
     cfg = Config.fromfile(tiny_config, import_custom_modules=False)
-    odd = {'a.b': 1, 'text': 'it\'s "so"\n', 'low': -1.5, 'none': None, 'pair': (1, -2), 'nest': [[dict(a=())]], 3: True}
+    odd = {
+        'a.b': 1,
+        'text': 'it\'s "so"\n',
+        'low': -1.5,
+        'none': None,
+        'pair': (1, -2),
+        'nest': [[dict(a=())]],
+        3: True,
+    }
     cfg.merge_from_dict(dict(odd=dict(inner=odd, wide=math.inf, empty={}, big='x' * 300)))
     cfg.odd.inner['a.b'] = dict(more=[1, {'c-d': 2}])
     assert Config(read_values(cfg.pretty_text, 'it')).to_dict() == cfg.to_dict()
@@ -37,7 +45,7 @@ def test_what_mmengine_writes_is_read_as_it_was(tiny_config):
         "x = dict(a=open('{file}', 'w'))",
         "x = dict([('a', 1)])",
         "x = (lambda: open('{file}', 'w'))()",
-        "x = f'{{open(\"{file}\", chr(119))}}'",
+        'x = f\'{{open("{file}", chr(119))}}\'',
         "x = -open('{file}', 'w')",
         'x = model',
         'x.y = 1',

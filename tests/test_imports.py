@@ -20,6 +20,8 @@ WITHIN = dict(
     engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files'),
     preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat'),
     datasets=('mmdyt.registry', 'mmdyt.files'),
+    # on top: nothing imports it
+    apis=('mmdyt.core', 'mmdyt.models', 'mmdyt.datasets', 'mmdyt.engine', 'mmdyt.preflight', 'mmdyt.files'),
     registry=(),
     compat=('mmdyt.files',),
     files=(),

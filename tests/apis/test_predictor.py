@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from predicting import CLASSES, make_checkpoint
 
 from mmdyt.apis import Prediction, Skipped, load
@@ -117,6 +118,18 @@ def test_a_cost_is_met_on_every_input(made, task):
         model.set_gmacs(0.9 * least)(inputs[0])
 
 
+def test_a_cost_is_that_of_all_windows(request, tmp_path):
+    options = {'model.test_cfg.mode': 'slide', 'model.test_cfg.crop_size': (64, 64), 'model.test_cfg.stride': (32, 32)}
+    model = load(make_checkpoint(request.getfixturevalue('tiny_config'), tmp_path, options=options))
+    small, large = (np.random.default_rng(0).integers(0, 255, (64, w, 3), np.uint8) for w in (64, 96))
+    assert model(large).gmacs_dense == pytest.approx(2 * model(small).gmacs_dense)
+    least, most = (model.set_rate(rate)(large).gmacs for rate in (1e-6, 1.0))
+    wanted = (least + most) / 2
+    found = model.set_gmacs(wanted)([small, large])  # each has the rate that it can afford
+    assert found[0].rate == 1 and found[0].gmacs == pytest.approx(most / 2)
+    assert wanted - (most - least) / 16 <= found[1].gmacs <= wanted * (1 + 1e-9)
+
+
 def test_shares_of_a_calibrated_checkpoint_keep_their_order(request, tmp_path):
     own = [0.9, 0.75, 0.5, 0.1]
     checkpoint = make_checkpoint(request.getfixturevalue('tiny_config'), tmp_path, capacities=own)
@@ -153,6 +166,23 @@ def test_folders_and_lists(made, tmp_path):
     assert len(model(Path(inputs[0]).parent)) == 27  # of 18 + 9 images
     with pytest.raises(FileNotFoundError, match='nowhere'):
         model('nowhere')
+
+
+def test_names_of_classes(request, tmp_path):
+    """The checkpoint's, else the config's, else numbers."""
+    config = request.getfixturevalue('tiny_config')
+    checkpoint = make_checkpoint(config, tmp_path)
+    content = torch.load(checkpoint)
+    assert load(checkpoint, config).classes == CLASSES
+    del content['meta']['dataset_meta']
+    torch.save(content, checkpoint)
+    for names in (load(checkpoint, config), load(checkpoint), load(checkpoint, Config.fromfile(config))):
+        assert names.classes == ('sky', 'road', 'car') and names.palette[2] == [255, 0, 0]
+    plain = make_checkpoint(request.getfixturevalue('tiny_cls_config'), tmp_path)
+    content = torch.load(plain)
+    del content['meta']['dataset_meta']
+    torch.save(content, plain)
+    assert {s.name for s in load(plain)(np.zeros((9, 9, 3), np.uint8)).top} == {'class 0', 'class 1', 'class 2'}
 
 
 def test_what_a_model_cannot_do_is_refused(made, request, tmp_path):

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 
 from mmdyt import compat
@@ -90,7 +90,8 @@ def main() -> None:
     args = parse_args()
     done = skipped = 0
     with preflight.clean_exit(), ExitStack() as stack:
-        model = load_model(args)
+        with redirect_stdout(sys.stderr):  # logs of the hosts; the output is for predictions
+            model = load_model(args)
         sources = model.sources(args.inputs)
         draws = args.out is not None and args.pictures
         found = model.each(sources, args.batch_size, args.top, pictures=draws)

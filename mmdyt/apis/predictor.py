@@ -26,7 +26,7 @@ ERRORS = (BadFileError, OSError, ValueError, TypeError, FloatingPointError)  # a
 class Predictor:
     """Predicts images or clips: ``model('cat.jpg')``, ``model(['a.mp4', 'b.mp4'], batch_size=2)``.
 
-    :func:`mmdyt.apis.load` makes one. All methods that change it return it.
+    :func:`mmdyt.apis.load` makes one. All methods that change it return it. It is for one thread at a time.
 
     Attributes:
         host: The model, in evaluation mode.
@@ -48,8 +48,12 @@ class Predictor:
         self._reader = reader
         self._rates = RateControl(host)
         self._gmacs: float | None = None
-        self._counter, self._recorder = CostCounter(host), MapRecorder(host)
+        self._watch()
         self._collector = Collector(host, self.classes, self.palette)
+
+    def _watch(self) -> None:
+        """Count costs and record decisions from here on."""
+        self._counter, self._recorder = CostCounter(self.host), MapRecorder(self.host)
 
     @property
     def video(self) -> bool:
@@ -176,10 +180,14 @@ class Predictor:
             except ValueError as error:
                 yield from (Skipped(sample.name, error) for sample in samples)
                 return
-        with self._counter, self._recorder:  # within this call: they hold in this thread, not in who iterates
-            outputs = self._run(samples)
-            self._counter.add_images(len(samples), names=[sample.name for sample in samples])
-            lines, maps = self._counter.take().lines(), self._recorder.take()
+        try:
+            with self._counter, self._recorder:  # in here: whoever iterates must not be watched
+                outputs = self._run(samples)
+                self._counter.add_images(len(samples), names=[sample.name for sample in samples])
+                lines, maps = self._counter.take().lines(), self._recorder.take()
+        except BaseException:
+            self._watch()  # without half a batch, whatever goes on: a notebook does, after Ctrl-C
+            raise
         drawn = [None] * len(samples)
         if pictures and maps:
             drawn = self._collector.describe(_collated(samples), outputs, lines, maps)

@@ -237,6 +237,24 @@ def test_threads_and_callers_do_not_notice(made):
     assert len(list(found)) == 2
 
 
+@pytest.mark.parametrize('task', TASKS)
+def test_a_pass_that_was_interrupted_leaves_no_trace(made, task, monkeypatch):
+    checkpoint, inputs = made(task)
+    model = load(checkpoint)
+    whole = model(inputs[0])
+    predict = model.host.predict
+
+    def stop(*args, **options):
+        predict(*args, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.host, 'predict', stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(inputs)
+    same(model(inputs[0]), whole)
+
+
 @pytest.mark.gpu
 def test_on_a_gpu(made):
     checkpoint, inputs = made('cls')

@@ -89,6 +89,10 @@ def test_lines_of_json_on_the_output(run_tool, made, capfd):
     assert [len(line['top']) for line in lines] == [1, 1, 1] and '3/3' in captured.err  # the bar
     run_tool('predict', checkpoint, inputs[0], '--device', 'cpu')
     (line,) = capfd.readouterr().out.splitlines()
+    config, checkpoint, clips = made('tiny_video_config')  # mmengine logs which reader the environment asks for
+    capfd.readouterr()
+    run_tool('predict', config, checkpoint, *clips, '--json', '--device', 'cpu')
+    assert [json.loads(line)['file'] for line in capfd.readouterr().out.splitlines()] == [str(clip) for clip in clips]
     assert line.startswith(f'{inputs[0]}: {lines[0]["top"][0]["name"]} 0.') and 'GMACs, rate 0.' in line
 
 

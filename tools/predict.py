@@ -21,6 +21,7 @@ from mmdyt import preflight
 from mmdyt.apis import Prediction, Predictor, Skipped, load
 from mmdyt.apis.drawing import LINES, ResultFolder
 from mmdyt.files import hold
+from mmdyt.preflight.refusals import warn
 from mmdyt.preflight.work_dir import check_folder
 
 SKIPPED, STOPPED = 1, 130  # exit codes: an input was skipped; Ctrl-C, as shells have it
@@ -65,7 +66,14 @@ def load_model(args: argparse.Namespace) -> Predictor:
     model = load(args.checkpoint, None if args.config is None else preflight.load_config(args), args.device)
     if args.rate is not None:
         model.set_rate(args.rate)
-    return model if args.gmacs is None else model.set_gmacs(args.gmacs)
+    if args.gmacs is not None:
+        model.set_gmacs(args.gmacs)
+    if (args.rate, args.gmacs) != (None, None) and model.equal_shares:
+        warn(
+            'the checkpoint does not say how layers share a rate, so all get the same: tools/calibrate.py --per-image '
+            'makes one that does.'
+        )
+    return model
 
 
 def watched(found: Iterable, number: int, wanted: bool) -> Iterator:

@@ -61,6 +61,11 @@ class Predictor:
         return self._reader.video
 
     @property
+    def equal_shares(self) -> bool:
+        """Whether a rate that is set is that of every layer, since the checkpoint has no capacities."""
+        return self._rates.equal
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.host.parameters()).device

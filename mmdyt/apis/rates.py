@@ -44,6 +44,11 @@ class RateControl:
                     'which decides about whole images, got one of them.'
                 )
 
+    @property
+    def equal(self) -> bool:
+        """Whether all branches get the same share, since the checkpoint says nothing of shares."""
+        return all(capacity is None for _, capacity in self._own.values())
+
     def reset(self) -> None:
         """Decide as the checkpoint says."""
         for dispatcher, capacity in self._own.values():

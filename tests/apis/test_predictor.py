@@ -134,6 +134,7 @@ def test_shares_of_a_calibrated_checkpoint_keep_their_order(request, tmp_path):
     own = [0.9, 0.75, 0.5, 0.1]
     checkpoint = make_checkpoint(request.getfixturevalue('tiny_config'), tmp_path, capacities=own)
     model = load(checkpoint)
+    assert not model.equal_shares
     for rate in (0.05, 0.3, 0.6, 0.95):
         shares = list(model._rates.shares(rate).values())
         assert np.mean(shares) == pytest.approx(rate) and shares == sorted(shares, reverse=True)

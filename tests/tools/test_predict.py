@@ -68,7 +68,8 @@ def test_predictions_of_a_task(run_tool, made, tmp_path, capfd, name, with_confi
         assert labels.shape == (64, 96)
         largest = lines[0]['top'][0]
         assert largest['score'] == pytest.approx((labels == largest['label']).mean(), abs=1e-5)
-    assert '3 of 3 inputs' in capfd.readouterr().out
+    captured = capfd.readouterr()
+    assert '3 of 3 inputs' in captured.out and 'all get the same' in captured.err
 
 
 def test_a_segmentation_is_painted_over_the_whole_image(run_tool, made, tmp_path):

@@ -22,6 +22,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='train.txt',
         data_prefix=dict(video='train'),
+        metainfo=dict(classes=classes),
         pipeline=pipeline))
 val_dataloader = dict(
     batch_size=50,
@@ -32,6 +33,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file='val.txt',
         data_prefix=dict(video='val'),
+        metainfo=dict(classes=classes),
         pipeline=pipeline,
         test_mode=True))
 test_dataloader = val_dataloader

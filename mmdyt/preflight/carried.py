@@ -2,9 +2,10 @@
 
 import ast
 import math
+from contextlib import suppress
 
 from mmengine.config import Config
-from mmengine.utils import import_modules_from_strings
+from mmengine.utils import get_object_from_string, import_modules_from_strings
 
 from .names import LIBRARIES, registries
 
@@ -141,9 +142,8 @@ def _check_registered(node, scope: str, where: str, path: str) -> None:
         return
     scope = node.get('_scope_', scope)
     _check_scope(scope, f'{where}._scope_'.lstrip('.'), path)
-    kind = node.get('type', '')
-    prefix, _, name = kind.rpartition('.') if isinstance(kind, str) else ('', '', None)
-    if 'type' in node and not _registered(name, prefix or scope):
+    kind = node.get('type')
+    if 'type' in node and not (isinstance(kind, str) and _registered(kind, scope)):
         raise ValueError(
             f'{where.lstrip(".")}.type must be a registered type in a config that a checkpoint carries, got {kind!r} '
             f'in {path}. {HINT}'
@@ -152,5 +152,16 @@ def _check_registered(node, scope: str, where: str, path: str) -> None:
         _check_registered(value, scope, f'{where}.{key}', path)
 
 
-def _registered(name: str | None, scope: str) -> bool:
-    return scope in LIBRARIES and any(name in registry.module_dict for registry in registries(scope))
+def _registered(kind: str, scope: str) -> bool:
+    """Whether a registry holds what mmengine will find by a name, ``scope.name``, or a whole path within a library."""
+    prefix, _, name = kind.rpartition('.')
+    library = prefix.split('.')[0] or scope
+    if library not in LIBRARIES:
+        return False
+    known = [registry.module_dict for registry in registries(library)]
+    if prefix in ('', library):
+        return any(name in names for names in known)
+    with suppress(Exception):  # whatever importing a module that is not there may raise
+        found = get_object_from_string(kind)  # as Python-style configs name classes
+        return any(found is one for names in known for one in names.values())
+    return False

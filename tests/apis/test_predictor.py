@@ -186,6 +186,24 @@ def test_names_of_classes(request, tmp_path):
     assert {s.name for s in load(plain)(np.zeros((9, 9, 3), np.uint8)).top} == {'class 0', 'class 1', 'class 2'}
 
 
+def test_configs_whose_types_are_classes(tiny_cls_config, made, tmp_path):
+    """Python-style ones, as files, as objects, and as they lie in a checkpoint."""
+    checkpoint, inputs = made('cls')
+    text = Config.fromfile(tiny_cls_config, import_custom_modules=False).pretty_text
+    for name in ('mmdyt.DyTImageClassifier', 'LoadImageFromFile'):
+        assert f"type='{name}'" in text
+        text = text.replace(f"type='{name}'", f'type={name.split(".")[-1]}')
+    imports = 'from mmcv.transforms import LoadImageFromFile\nfrom mmdyt.models.classifier import DyTImageClassifier\n'
+    file, copied = tmp_path / 'python_style.py', tmp_path / 'copied.pth'
+    file.write_text(imports + text)
+    content = torch.load(checkpoint)
+    content['meta']['cfg'] = Config.fromfile(file).pretty_text
+    torch.save(content, copied)
+    wanted = load(checkpoint)(inputs[0]).line()
+    for model in (load(checkpoint, file), load(checkpoint, Config.fromfile(file)), load(copied)):
+        assert model(inputs[0]).line() == wanted
+
+
 def test_what_a_model_cannot_do_is_refused(made, request, tmp_path):
     checkpoint, inputs = made('cls')
     model = load(checkpoint)

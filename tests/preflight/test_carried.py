@@ -78,6 +78,8 @@ def test_code_is_refused_and_not_run(code, tmp_path):
         ("model = dict(type='ImageClassifier', head=[dict(type='evil_module')])", r'model.head\[0\].type must be'),
         ("model = dict(type='ImageClassifier', _scope_='evil_module')", 'model._scope_ must name one of'),
         ("model = dict(type=('ImageClassifier',))", 'model.type must be a registered type'),
+        ("model = dict(type='mmengine.fileio.dump', obj=1, file='x')", 'model.type must be a registered type'),
+        ("model = dict(type='mmseg.none.Here')", 'model.type must be a registered type'),
         (MODEL + "pipeline=[dict(type='evil_module.step')]))", r'pipeline\[0\].type must be a registered type'),
     ],
 )
@@ -91,3 +93,10 @@ def test_what_mmengine_would_run_or_import_is_refused(text, message, tmp_path, m
     with pytest.raises(ValueError, match=message):
         load(path)
     assert not (tmp_path / 'ran').exists() and not (tmp_path / 'x').exists() and 'evil_module' not in sys.modules
+
+
+def test_types_that_are_classes_are_read_by_their_paths():
+    """As Python-style configs of mmengine have them, and write them into checkpoints."""
+    path = 'mmpretrain.models.classifiers.image.ImageClassifier'
+    text = f"default_scope = 'mmpretrain'\nmodel = dict(type='{path}', head=dict(type='mmdyt.MoEAdapterNeck'))"
+    assert carried_config(dict(meta=dict(cfg=text)), 'it').model.type == path

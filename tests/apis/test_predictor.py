@@ -10,6 +10,7 @@ from mmengine.config import Config
 from predicting import CLASSES, make_checkpoint
 
 from mmdyt.apis import Prediction, Skipped, load
+from mmdyt.core.observe import record_dispatch
 from mmdyt.files import BadFileError
 
 TASKS = dict(cls='tiny_cls_config', seg='tiny_config', video='tiny_video_config')
@@ -243,17 +244,20 @@ def test_logits_that_are_no_numbers_are_no_prediction(made):
     assert isinstance(found, Skipped) and 'NaN' in found.line()['error']
 
 
-def test_threads_and_callers_do_not_notice(made):
-    """Iterating holds nothing open: a caller's own record sees its own passes only."""
-    from mmdyt.core.observe import record_dispatch
-
+def test_iterating_holds_nothing_open(made):
+    """Who iterates may watch the model meanwhile, and each sees what is its own."""
     checkpoint, inputs = made('cls')
     model = load(checkpoint)
+    wanted = model(inputs)
     found = model.each(inputs)
-    next(found)
+    several = [next(found)]
     with record_dispatch(model.host) as record:
-        assert not any(record.dispatches.values())
-    assert len(list(found)) == 2
+        several.append(next(found))
+        assert all(len(passes) == 1 for passes in record.dispatches.values())
+    several.append(next(found))
+    assert all(len(passes) == 1 for passes in record.dispatches.values())
+    for one, other in zip(several, wanted, strict=True):
+        same(one, other)
 
 
 @pytest.mark.parametrize('task', TASKS)

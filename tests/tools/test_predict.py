@@ -11,11 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from predicting import CLASSES, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / 'tests/apis'))
-
-from predicting import CLASSES, make_checkpoint  # noqa: E402
 
 
 @pytest.fixture(scope='module')

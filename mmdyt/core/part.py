@@ -27,6 +27,7 @@ FILLED_IN = (
     'depth',
     'pairs',
     'head_dim',
+    'run_at',
 )
 STEPS = ('enter', 'mid', 'around', 'leave')
 

@@ -5,6 +5,7 @@ from mmpretrain.models.heads import MultiLabelClsHead
 from torch import nn
 
 from mmdyt.core.options import check_choice
+from mmdyt.models.bridge_training import BridgeTraining
 from mmdyt.models.dynamic_model import DynamicModel
 from mmdyt.registry import MODELS
 
@@ -37,6 +38,11 @@ class DyTImageClassifier(DynamicModel, ImageClassifier):
     def logits_module(self) -> nn.Module:
         """The head: its output are the class scores."""
         return self.head
+
+
+@MODELS.register_module()
+class CompensatorTrainer(BridgeTraining, DyTImageClassifier):
+    """mmpretrain's ``ImageClassifier`` whose bridge between degrees of token merging is trained; its head is frozen."""
 
 
 @MODELS.register_module()

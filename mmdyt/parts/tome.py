@@ -50,6 +50,7 @@ class ToMe(TokenOp):
         check_choice(SCOPES, scope=scope)
         self.step, self.reduces = SCOPES[scope], scope == 'block'
         self.pairs, self.head_dim, self.proportional = pairs, head_dim, proportional
+        self.degree: int | None = pairs if scope == 'block' else None  # where it is that of every block
 
     @classmethod
     def add_to(cls, block: Any, r: int = 8, schedule: str = 'constant', **options) -> None:
@@ -70,7 +71,21 @@ class ToMe(TokenOp):
         place, pairs = block.place, r
         if schedule == 'falling' and place.depth > 1:
             pairs = int(2 * r * (1 - place.index / (place.depth - 1)))
-        cls(place.dim, pairs, head_dim=place.dim // block.num_heads, **options).attach(block)
+        part = cls(place.dim, pairs, head_dim=place.dim // block.num_heads, **options)
+        part.degree = part.degree if schedule == 'constant' else None
+        part.attach(block)
+
+    def set_degree(self, degree: int) -> None:
+        """Merge so many pairs from now on.
+
+        Raises:
+            ValueError: If it is no number of pairs, or blocks have pairs of their own.
+        """
+        if self.degree is None:
+            raise ValueError("schedule must be 'constant', scope 'block' for a degree to be set, got another.")
+        if not (is_integer(degree) and degree >= 0):
+            raise ValueError(f'degree must be a number of pairs, got {degree!r}.')
+        self.degree = self.pairs = degree
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Merge the most similar pairs."""

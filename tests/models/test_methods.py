@@ -17,11 +17,21 @@ from mmdyt.preflight.methods import use_method
 FOLDER = Path(__file__).parents[2] / 'configs' / '_base_' / 'methods'
 METHODS = sorted(path.stem for path in FOLDER.glob('*.py'))
 DECIDING = ('dyt', 'evidence', 'context', 'avit')  # with dispatchers of their own
-DIFFERENT = ('avit', 'ether', 'vpt_shallow', 'vpt_deep', 'adapter_plus', 'sparse_tuning', 'sparse_evidence', 'tome')
+DIFFERENT = (
+    'avit',
+    'ether',
+    'vpt_shallow',
+    'vpt_deep',
+    'adapter_plus',
+    'sparse_tuning',
+    'sparse_evidence',
+    'tome',
+    'tocom',
+)
 IDENTICAL = [m for m in METHODS if m not in DIFFERENT]  # at the start
 MERGING = ['lora', 'ssf', 'ether', 'ether_plus']
 ADDED = [m for m in METHODS if m not in ('linear', 'full', *DECIDING)]
-FEWER = ['sparse_tuning', 'sparse_evidence', 'tome']  # whose attention runs on all tokens that are left
+FEWER = ['sparse_tuning', 'sparse_evidence', 'tome', 'tocom']  # whose attention runs on all tokens that are left
 ARCH = dict(embed_dims=32, num_layers=4, num_heads=2, feedforward_channels=64)
 
 
@@ -194,6 +204,8 @@ def test_several_rewrites_of_one_linear_run_and_merge_alike():
         ('sparse_tuning', {}, 1_091_584, 11.754),
         ('sparse_evidence', {}, 1_091_584, 11.754),
         ('tome', {}, 0, 13.122),
+        ('tocom', {}, 0, 13.122),
+        ('tocom', dict(r=13), 0, 10.381),
         ('vpt_shallow', {}, 7_680, 18.507),
         ('vpt_deep', {}, 92_160, 18.507),
         ('vpt_deep', dict(length=1), 9_216, 17.674),

@@ -1,4 +1,4 @@
-"""ToCom (arXiv 2408.06798): the bridge of a ViT-Ti/16, from 1000 unlabelled images of CIFAR-100; no number in the paper.
+"""ToCom (arXiv 2408.06798), bridge of a ViT-Ti/16, from 1000 unlabelled images of CIFAR-100; no number in the paper.
 
 The paper trains 10 epochs of ImageNet with 1e-3 for 512 images a step. Here steps are few, and 1e-3 is for 32.
 

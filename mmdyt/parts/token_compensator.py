@@ -124,7 +124,8 @@ class TokenCompensator(Rewrite):
         Raises:
             ValueError: If one is no degree.
         """
-        self.tuned_at, self.run_at = check_degree('tuned_at', tuned_at), check_degree('run_at', run_at)
+        run_at, tuned_at = check_degree('run_at', run_at), check_degree('tuned_at', tuned_at)
+        self.tuned_at, self.run_at = tuned_at, run_at
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``W x + b + s sign(b - a) sum B_i A_i x``."""

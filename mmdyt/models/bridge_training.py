@@ -52,12 +52,16 @@ class BridgeTraining:
         return self
 
     def loss(self, inputs, data_samples=None, **kwargs) -> dict:
-        """Of one pair of degrees that is drawn."""
+        """Of one pair of degrees that is drawn; ``divergence``, the sum over classes, is for the log."""
         tuned_at, run_at = torch.randperm(GROUPS + 1)[:2].tolist()
-        return dict(loss_bridge=self.bridge_loss(inputs, tuned_at, run_at))
+        divergence, classes = self.divergence(inputs, tuned_at, run_at)
+        return dict(loss_bridge=divergence / classes, divergence=divergence.detach())
 
-    def bridge_loss(self, inputs: Tensor, tuned_at: int, run_at: int) -> Tensor:
-        """Divergence of degree b with the bridge from degree a without; the model is left at the degree it had."""
+    def divergence(self, inputs: Tensor, tuned_at: int, run_at: int) -> tuple[Tensor, int]:
+        """Of degree b with the bridge from degree a without, the mean over images, and the number of classes.
+
+        The model is left at the degree that it had.
+        """
         before = compensators(self)[0].run_at
         try:
             set_degree(self, tuned_at, tuned_at)
@@ -67,4 +71,4 @@ class BridgeTraining:
             student = super().forward(inputs, mode='tensor')
         finally:
             set_degree(self, before, before)
-        return distillation_loss(student, teacher) / student.shape[1]
+        return distillation_loss(student, teacher), student.shape[1]

@@ -24,6 +24,7 @@ from mmdyt.models.vit_arguments import (
     check_not_filled_in,
     check_own,
     check_parts,
+    check_registers,
     chosen,
     following,
     tell_of,
@@ -75,6 +76,9 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             without such parts.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
+        num_registers: Registers of the base, R: tokens behind the class token, without positions, which DINOv2 has 4
+            of (Darcet et al., arXiv 2309.16588). They belong to the prefix: never dispatched or reduced, in no rate, map
+            or output. They are frozen like the rest of the base.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
             else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default what the parts declare.
         parts: Configs of more parts, such as ``dict(type='mmdyt.LoRA', on='attn.qkv', rows='qv', rank=8)``. All layers
@@ -107,6 +111,7 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         decide_per: str = 'layer',
         restore: str = 'stale',
         skip_unread: bool = False,
+        num_registers: int = 0,
         tuned: Tuned | None = None,
         parts: Sequence[Mapping] | None = None,
         **vit,
@@ -114,9 +119,11 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         parts_given = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute)
         check_own(dispatch, inference, training, keys, break_even, skip_unread, decide_per, restore, **parts_given)
         check_host(arch, vit)
+        check_registers(num_registers, vit.get('with_cls_token', True))
         if isinstance(vit.get('out_indices'), Sequence):
             vit['out_indices'] = list(vit['out_indices'])  # mmpretrain writes into it
         super().__init__(arch, **vit)
+        self._add_registers(num_registers)
         if max(self.out_indices) >= self.num_layers:
             raise ValueError(f'out_indices must lie below the depth {self.num_layers}, got {self.out_indices}.')
         if max(self.out_indices) < self.num_layers - 1:
@@ -149,11 +156,19 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 "Take 'split', or dispatcher=dict(noise=False, fitted=True)."
             )
 
+    def _add_registers(self, number: int) -> None:
+        """Make room for registers, (1, R, C); None where there are none."""
+        tokens = nn.Parameter(torch.zeros(1, number, self.embed_dims)) if number else None
+        if tokens is not None:
+            nn.init.trunc_normal_(tokens, std=0.02)  # as the class token's position
+        self.register_parameter('register_tokens', tokens)
+        self.num_prefix_tokens = self.num_extra_tokens + number
+
     def _open(self, dispatch: str, inference: str, training: str, keys: str) -> None:
         """Adopt the layers as blocks, and make room for parts."""
         self.dispatch, self.keys = dispatch, keys
         patch_values = self.patch_embed.projection.weight[0].numel()
-        place = Place(self.embed_dims, 0, self.num_layers, self.num_extra_tokens, patch_values)
+        place = Place(self.embed_dims, 0, self.num_layers, self.num_prefix_tokens, patch_values)
         self.layers = ModuleList(
             DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training, keys)
             for i, layer in enumerate(self.layers)
@@ -245,15 +260,15 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         grid = tuple(grid)
         padding = padding_of(x.shape[0], grid, x.device)
         restoring = None if self.out_type == 'cls_token' else self.restore
-        state = TokenState(self.num_extra_tokens, grid=grid, frames=frames, padding=padding, restoring=restoring)
+        state = TokenState(self.num_prefix_tokens, grid=grid, frames=frames, padding=padding, restoring=restoring)
         outs = []
         for i, layer in enumerate(self.layers):
             last = i == self.num_layers - 1
             if last and self.skip_unread:
-                state.read = self.num_extra_tokens
+                state.read = self.num_prefix_tokens  # leading ones: registers are computed along
             x = layer(x, state)
             if i in self.out_indices:
-                features = x if state.read is not None else state.restore(x)
+                features = self._without_registers(x if state.read is not None else state.restore(x))
                 features = self.call('norm.final', features) if last and self.final_norm else features
                 outs.append(self._format_output(features, grid))
         if (state.unskipped or state.dense) and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
@@ -277,7 +292,26 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             mode=self.interpolate_mode,
             num_extra_tokens=self.num_extra_tokens,
         )
-        return self.pre_norm(self.drop_after_pos(x + positions)), grid
+        return self.pre_norm(self.drop_after_pos(self._with_registers(x + positions))), grid
+
+    def _with_registers(self, x: Tensor) -> Tensor:
+        """[CLS, patches] -> [CLS, registers, patches]."""
+        if self.register_tokens is None:
+            return x
+        registers = self.register_tokens.expand(x.shape[0], -1, -1)
+        return torch.cat((x[:, : self.num_extra_tokens], registers, x[:, self.num_extra_tokens :]), dim=1)
+
+    def _without_registers(self, x: Tensor) -> Tensor:
+        """[CLS, registers, patches] -> [CLS, patches], what hosts expect."""
+        if self.register_tokens is None:
+            return x
+        return torch.cat((x[:, : self.num_extra_tokens], x[:, self.num_prefix_tokens :]), dim=1)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """As mmpretrain's, for learning rates by layer; registers enter with the class token."""
+        if param_name == f'{prefix}register_tokens':
+            param_name = f'{prefix}cls_token'
+        return super().get_layer_depth(param_name, prefix)
 
 
 class _Outside(nn.ModuleDict):

@@ -56,6 +56,18 @@ def check_break_even(break_even: float | None) -> None:
         raise ValueError(f'break_even must lie in (0, 1] or be None, got {break_even!r}. It is a share of tokens.')
 
 
+def check_registers(number: int, with_cls_token: bool) -> None:
+    """Refuse what is no number of registers, and registers that stand behind no class token.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    if not (is_integer(number) and number >= 0):
+        raise ValueError(f'num_registers must be at least 0, got {number!r}.')
+    if number and not with_cls_token:
+        raise ValueError(f'num_registers must be 0 with with_cls_token=False, got {number}. They follow that token.')
+
+
 def check_host(arch: str | Mapping, vit: Mapping) -> None:
     """Refuse arguments of mmpretrain's that it would pass over, or fail on late.
 

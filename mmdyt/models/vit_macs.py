@@ -18,6 +18,7 @@ class ViTMacs:
 
     skip_unread: bool
     restore: str
+    num_prefix_tokens: int
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patch tokens of an image of ``height`` x ``width`` pixels, padding included."""
@@ -47,7 +48,7 @@ class ViTMacs:
         runs, cells = {}, (0, 0)
         adapted = self.restore == ADAPT and self.out_type != 'cls_token'
         for i, (layer, prefix) in enumerate(zip(self.layers, self.prefixes(), strict=True)):
-            read = self.num_extra_tokens if self.skip_unread and i == self.num_layers - 1 else None
+            read = self.num_prefix_tokens if self.skip_unread and i == self.num_layers - 1 else None
             names = {site: f'layers.{i}.dynamic.{site}' for site in layer.branches()}
             counts = {site: active[name] for site, name in names.items() if name in active}
             _check_counts(counts.values(), left + prefix)
@@ -80,10 +81,10 @@ class ViTMacs:
 
     def prefixes(self) -> list[int]:
         """Leading tokens that are no patches in each layer: the host's, and prompts."""
-        prefix, found = self.num_extra_tokens, []
+        prefix, found = self.num_prefix_tokens, []
         for layer in self.layers:
             for part in layer.steps('enter'):
-                prefix = self.num_extra_tokens + part.prompts() if part.prompts() else prefix
+                prefix = self.num_prefix_tokens + part.prompts() if part.prompts() else prefix
             found.append(prefix)
         return found
 
@@ -104,14 +105,15 @@ class ViTMacs:
         if self.out_type != 'cls_token':
             return None
         last = [runs[f'layers.{self.num_layers - 1}.dynamic.{site}'] for site in self.layers[-1].branches()][-1]
-        return exact(last.tokens) - max(last.prefix - self.num_extra_tokens, 0)  # without prompts
+        return exact(last.tokens) - max(last.prefix - self.num_extra_tokens, 0)  # without registers and prompts
 
     def _outside_macs(self, patches: Count, read: Count | None = None) -> Count:
         """MACs of patch embedding, norms outside the layers, and pooled norms; ``read`` tokens reach the final one."""
         tokens = patches + self.num_extra_tokens
         embed = patches * self.patch_embed.projection.weight.numel()
         final = self.num_extra_tokens if self.skip_unread else tokens if read is None else read
-        norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * tokens
+        entering = patches + self.num_prefix_tokens
+        norms = int(self.final_norm) * final + int(not isinstance(self.pre_norm, nn.Identity)) * entering
         pooled = int(self.out_type == 'avg_featmap') * len(self.out_indices)
         return embed + norm_macs(norms + pooled, self.embed_dims)
 
@@ -124,8 +126,8 @@ class ViTMacs:
             padding: Patch tokens of each image that lie wholly in padding, and do not count.
         """
         patches = self.num_patches(height, width) - exact(padding)
-        tokens = patches + self.num_extra_tokens
-        skipped = norm_macs(tokens - self.num_extra_tokens, self.embed_dims) if self.skip_unread else 0
+        tokens = patches + self.num_prefix_tokens
+        skipped = norm_macs(patches, self.embed_dims) if self.skip_unread else 0
         skipped *= int(self.final_norm)
         return self._outside_macs(patches) + skipped + sum(layer.dense_macs(tokens) for layer in self.layers)
 

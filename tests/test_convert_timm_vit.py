@@ -1,7 +1,6 @@
-"""tools/convert_timm_vit.py: what it converts computes the same; what it cannot convert it refuses."""
+"""tools/convert_vit.py on timm's layout: what it converts computes the same; what it cannot convert it refuses."""
 
 import contextlib
-import importlib.util
 import io
 import os
 import pickle
@@ -12,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import load_tool
 from mmengine.runner import load_checkpoint
 from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'convert_timm_vit.py'
-spec = importlib.util.spec_from_file_location('convert_timm_vit', TOOL)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+from mmdyt.weights.sizes import Sizes
+from mmdyt.weights.show import ARCHS, choose_arch
+
+tool = load_tool('convert_vit')
 
 DIM, DEPTH, HEADS, HIDDEN, PATCH, GRID, CLASSES = 12, 2, 3, 20, 4, 3, 5
 ARCH = dict(embed_dims=DIM, num_layers=DEPTH, num_heads=HEADS, feedforward_channels=HIDDEN)
@@ -159,7 +159,7 @@ def test_converted_backbone_loads_strictly_and_through_init_cfg(run, tmp_path, i
 )
 def test_wrappers_are_taken_off(run, wrap):
     state = timm_state()
-    plain = tool.convert(state)[0]
+    plain = tool.convert(state).tensors
     wrapped = run(wrap(state))[0]['state_dict']
     assert plain.keys() == wrapped.keys()
     assert all(torch.equal(wrapped[k], v) for k, v in plain.items())
@@ -169,14 +169,16 @@ def test_wrappers_are_taken_off(run, wrap):
 def test_every_extension_gives_the_same_weights(run, name):
     state = timm_state()
     converted = run(state, name=name)[0]['state_dict']
-    assert all(torch.equal(converted[k], v) for k, v in tool.convert(state)[0].items())
+    assert all(torch.equal(converted[k], v) for k, v in tool.convert(state).tensors.items())
 
 
 def test_report_names_sizes_and_what_was_left_out(run):
     checkpoint, printed = run({'model': timm_state(), 'epoch': 3}, '--drop-head')
     assert not [k for k in checkpoint['state_dict'] if k.startswith('head')]
     assert checkpoint['meta'] == dict(
-        source='src.pth', embed_dims=DIM, num_layers=DEPTH, hidden=HIDDEN, in_channels=3, patch_size=PATCH, grid=GRID
+        source='src.pth',
+        layout="ViT under timm's names (AugReg, DeiT, DINO, or an encoder of MAE or MoCo v3)",
+        **dict(embed_dims=DIM, num_layers=DEPTH, hidden=HIDDEN, in_channels=3, patch_size=PATCH, grid=GRID),
     )
     for part in (
         'embed_dims 12, depth 2, hidden 20, heads unknown',
@@ -201,7 +203,8 @@ def test_report_names_sizes_and_what_was_left_out(run):
 def test_unusable_head_is_left_out_and_said(change, reason):
     state = timm_state(pre_logits=7)
     change(state)
-    converted, _, left_out = tool.convert(state)
+    found = tool.convert(state)
+    converted, left_out = found.tensors, found.left_out
     assert all(k.startswith('backbone.') for k in converted)
     assert left_out.keys() == {k for k in state if k.startswith(('head', 'pre_logits'))}
     assert all(reason in r for r in left_out.values())
@@ -209,7 +212,8 @@ def test_unusable_head_is_left_out_and_said(change, reason):
 
 def test_distillation_head_alone_is_left_out():
     head = {'head_dist.weight': torch.ones(CLASSES, DIM), 'head_dist.bias': torch.ones(CLASSES)}
-    converted, _, left_out = tool.convert(timm_state() | head)
+    found = tool.convert(timm_state() | head)
+    converted, left_out = found.tensors, found.left_out
     assert 'head.layers.head.weight' in converted
     assert left_out == dict.fromkeys(head, 'distillation head')
 
@@ -217,14 +221,15 @@ def test_distillation_head_alone_is_left_out():
 def test_views_do_not_bring_their_storage():
     state = timm_state()
     state['norm.bias'] = torch.zeros(10_000)[:DIM]
-    assert tool.convert(state)[0]['backbone.ln1.bias'].untyped_storage().nbytes() == 4 * DIM
+    assert tool.convert(state).tensors['backbone.ln1.bias'].untyped_storage().nbytes() == 4 * DIM
 
 
 def test_known_archs_are_those_of_mmpretrain():
-    for name, sizes in tool.ARCHS.items():
+    for name, sizes in ARCHS.items():
         arch = VisionTransformer.arch_zoo[name]
-        assert sizes == (arch['embed_dims'], arch['num_layers'], arch['feedforward_channels'])
-        assert tool.choose_arch((*sizes, 3, 16, 14)) == repr(name)
+        assert sizes == tuple(arch[key] for key in ('embed_dims', 'num_layers', 'feedforward_channels', 'num_heads'))
+        assert choose_arch(Sizes(*sizes[:3], 3, 16, 14)) == name
+    assert choose_arch(Sizes(*ARCHS['deit-small'][:3], 3, 16, 14), heads=12)['num_heads'] == 12
 
 
 # ---- what it refuses
@@ -234,14 +239,13 @@ def test_known_archs_are_those_of_mmpretrain():
     'extra, hint',
     [
         ({'layers.0.blocks.0.norm1.weight': torch.ones(1), 'layers.0.x': torch.ones(1)}, 'Swin'),
-        ({'blocks.0.ls1.gamma': torch.ones(DIM)}, 'Layer scale'),
         ({'dist_token': torch.ones(1, 1, DIM)}, 'distilled DeiT'),
-        ({'register_tokens': torch.ones(1, 4, DIM)}, 'register tokens'),
+        ({'storage_tokens': torch.ones(1, 4, DIM)}, 'RoPE'),
         ({'blocks.1.attn.q_norm.weight': torch.ones(4)}, 'query-key'),
         ({'backbone.cls_token': torch.ones(1, 1, DIM)}, 'no conversion'),
         ({'head.scale': torch.ones(1)}, 'AugReg'),
         ({'blocks.01.norm1.weight': torch.ones(DIM)}, 'AugReg'),
-        ({'blocks.0.attn.relative_position_index': torch.ones(2, dtype=torch.long)}, 'AugReg'),
+        ({'blocks.0.attn.relative_position_index': torch.ones(2, dtype=torch.long)}, 'BEiT'),
     ],
 )
 def test_unknown_tensors_are_refused(tmp_path, extra, hint):
@@ -269,7 +273,7 @@ def test_every_wrong_shape_is_refused(name, change):
     state = timm_state(pre_logits=7)
     state[name] = change(state[name])
     if name == 'head.weight' and not state[name].numel():
-        assert 'head.weight' in tool.convert(state)[2]
+        assert 'head.weight' in tool.convert(state).left_out
         return
     with pytest.raises(ValueError, match=r'must have .*, got'):
         tool.convert(state)
@@ -396,6 +400,13 @@ def test_failed_write_leaves_the_old_file(run, tmp_path, monkeypatch):
 
 
 # ---- real weights
+
+
+def test_the_former_name_of_the_tool_does_the_same(tmp_path):
+    torch.save(timm_state(), tmp_path / 'src.pth')
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        load_tool('convert_timm_vit').main([str(tmp_path / 'src.pth'), str(tmp_path / 'dst.pth')])
+    assert 'embed_dims 12' in printed.getvalue() and (tmp_path / 'dst.pth').is_file()
 
 
 @pytest.mark.skipif('MMDYT_DATA' not in os.environ, reason='MMDYT_DATA is unset: no real weights')

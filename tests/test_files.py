@@ -58,7 +58,7 @@ WRITERS = {
     'page.html': lambda path: write_page([segmented('a')], path, 'Title'),
     'demo.png': lambda path: write_picture(path, NOISE),
     'calibrated.pth': calibrated,
-    'converted.pth': lambda path: load_tool('convert_timm_vit').write(TENSORS, path),
+    'converted.pth': lambda path: load_tool('convert_vit').write(TENSORS, path),
     'shape.png': lambda path: load_tool('demo_data').write_png(path, NOISE),
     'epoch_1.pth': lambda path: save_checkpoint(TENSORS, str(path)),
     'predictions.pkl': lambda path: mmengine.dump(list(range(20000)), str(path)),

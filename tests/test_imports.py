@@ -25,7 +25,7 @@ WITHIN = dict(
     registry=(),
     compat=('mmdyt.files',),
     files=(),
-    timm_weights=(),
+    weights=(),
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart
 OWN = {

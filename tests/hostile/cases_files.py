@@ -158,14 +158,14 @@ FILES = [
 ]
 
 TOOLS = [
-    refused('tool', 'convert_timm_vit - {root}/no.pth {out}.pth', 'no.pth'),
-    refused('tool', 'convert_timm_vit - {root}/pretrained.pth {out}.txt', '.pth'),
-    refused('tool', 'convert_timm_vit - {root}/pretrained.pth {out}.pth', 'backbone.cls_token'),
-    refused('tool', 'convert_timm_vit - {root}/pretrained.pth {root}/pretrained.pth', 'pretrained.pth'),
-    refused('tool', 'convert_timm_vit - {root}/w.bin {out}.pth', 'w.bin', change=spoil.content('w.bin', b'')),
+    refused('tool', 'convert_vit - {root}/no.pth {out}.pth', 'no.pth'),
+    refused('tool', 'convert_vit - {root}/pretrained.pth {out}.txt', '.pth'),
+    refused('tool', 'convert_vit - {root}/pretrained.pth {out}.pth', 'backbone.cls_token'),
+    refused('tool', 'convert_vit - {root}/pretrained.pth {root}/pretrained.pth', 'pretrained.pth'),
+    refused('tool', 'convert_vit - {root}/w.bin {out}.pth', 'w.bin', change=spoil.content('w.bin', b'')),
     refused(
         'tool',
-        'convert_timm_vit - {root}/w.safetensors {out}.pth',
+        'convert_vit - {root}/w.safetensors {out}.pth',
         'w.safetensors',
         change=spoil.content('w.safetensors', b'abc'),
     ),

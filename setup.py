@@ -17,6 +17,8 @@ seg = [*cls, 'mmsegmentation==1.2.*', 'ftfy', 'regex']
 video = [*cls, 'mmaction2==1.2.*']  # brings decord, which has wheels for x86-64 Linux and Windows only
 pyav = ['av>=14']  # reads video, too, and has wheels for macOS and ARM as well
 convert = ['safetensors']
+# Where tests get weights from. In an environment of its own: mmaction2 1.2 does not import beside transformers 5.
+weights = [*convert, 'timm', 'transformers>=5', 'open_clip_torch']
 export = ['onnx', 'onnxscript', 'onnxruntime']  # ONNX files: written, run and quantised
 
 setup(
@@ -41,6 +43,7 @@ setup(
         'pyav': pyav,
         'convert': convert,
         'export': export,
+        'weights': weights,
         # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
         'lite': ['mmcv-lite>=2.0,<2.2'],
         'test': [*convert, *pyav, *export, 'pytest', 'pytest-xdist', 'ruff'],

@@ -17,8 +17,8 @@ from mmpretrain.models.backbones import VisionTransformer
 from mmpretrain.registry import MODELS
 from safetensors.torch import save_file
 
-from mmdyt.weights.sizes import Sizes
 from mmdyt.weights.show import ARCHS, choose_arch
+from mmdyt.weights.sizes import Sizes
 
 tool = load_tool('convert_vit')
 

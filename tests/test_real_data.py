@@ -24,7 +24,7 @@ def vit_tiny(tmp_path_factory):
     """Real weights, converted."""
     source = DATA / 'weights/vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth'
     target = tmp_path_factory.mktemp('weights') / 'vit_tiny.pth'
-    subprocess.run([sys.executable, 'tools/convert_timm_vit.py', source, target], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, 'tools/convert_vit.py', source, target], check=True, cwd=ROOT)
     return target
 
 

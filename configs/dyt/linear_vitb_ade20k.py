@@ -2,7 +2,7 @@
 
 Not measured. What it costs is in docs/heads.md.
 
-python tools/convert_timm_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
+python tools/convert_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
 python tools/train.py configs/dyt/linear_vitb_ade20k.py
 """
 

@@ -1,6 +1,6 @@
 """Dynamic Tuning (DyT), FGVC-Aircraft (mean per class); arXiv 2403.11808, image classification table: 78.92.
 
-python tools/convert_timm_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
+python tools/convert_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
 python tools/train.py configs/dyt/vitb_aircraft.py
 """
 

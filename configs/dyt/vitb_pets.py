@@ -1,6 +1,6 @@
 """Dynamic Tuning (DyT), Oxford-IIIT Pet (mean per class); arXiv 2403.11808, image classification table: 94.45.
 
-python tools/convert_timm_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
+python tools/convert_vit.py jx_vit_base_patch16_224_in21k.pth pretrain/vit_base_patch16_224_in21k.pth
 python tools/train.py configs/dyt/vitb_pets.py
 """
 

@@ -2,7 +2,7 @@
 
 The result is in docs/results/runs.md.
 
-python tools/convert_timm_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
+python tools/convert_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
 python tools/train.py configs/dyt/vitti_gmdcsa24.py --amp
 """
 

@@ -77,8 +77,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         num_registers: Registers of the base, R: tokens behind the class token, without positions, which DINOv2 has 4
-            of (Darcet et al., arXiv 2309.16588). They belong to the prefix: never dispatched or reduced, in no rate, map
-            or output. They are frozen like the rest of the base.
+            of (Darcet et al., arXiv 2309.16588). They belong to the prefix: never dispatched or reduced, in no rate,
+            map or output. They are frozen like the rest of the base.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
             else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default what the parts declare.
         parts: Configs of more parts, such as ``dict(type='mmdyt.LoRA', on='attn.qkv', rows='qv', rank=8)``. All layers

@@ -24,8 +24,8 @@ def check_exists(name: str, path: str | None) -> None:
         raise TypeError(f'{name} must name a file, got {path!r}.')
     if '://' not in path and not Path(path).expanduser().is_file():
         raise FileNotFoundError(
-            f'{name} must name an existing file, got {path}. Weights of timm are converted by '
-            'tools/convert_timm_vit.py.'
+            f'{name} must name an existing file, got {path}. Weights of timm, DINOv2, CLIP ... are converted by '
+            'tools/convert_vit.py.'
         )
 
 

@@ -13,6 +13,7 @@ GELU = {
     'quick_gelu': dict(type='mmpretrain.QuickGELU'),
     'gelu_tanh': dict(type='GELU', approximate='tanh'),
 }
+ROTARY = ('rope', 'eva02', 'dinov3', '_pe_')  # in timm's names of models that turn queries and keys by their place
 SAME = dict(gelu_new='gelu_tanh', gelu_pytorch_tanh='gelu_tanh', gelu_fast='gelu_tanh')
 
 
@@ -35,10 +36,10 @@ class Hints(NamedTuple):
 
 
 def look_beside(src: Path, sizes: Sizes) -> Hints:
-    """Read the files that Hugging Face, timm and OpenCLIP publish beside weights, if they are of a tower of these sizes.
+    """Read what Hugging Face, timm and OpenCLIP publish beside weights, if it is of a tower of these sizes.
 
     Raises:
-        ValueError: If they name an activation that no ViT of ours has.
+        ValueError: If they name an activation that no ViT of ours has, or a model with RoPE.
     """
     hints = Hints()
     for name, read in (('config.json', _config), ('open_clip_config.json', _open_clip)):
@@ -60,8 +61,8 @@ def settle(hints: Hints, kind: Kind, act: str | None, heads: int | None) -> Hint
     act = act or hints.act or ('gelu' if kind.gelu else None)
     if act is None:
         raise ValueError(
-            '--act must say which GELU this CLIP was trained with, since weights do not: quick_gelu for those of OpenAI, '
-            'DFN and MetaCLIP, gelu for those of OpenCLIP (LAION, DataComp). A config.json beside SRC would say it.'
+            '--act must say which GELU this CLIP was trained with, since weights do not: quick_gelu for those of '
+            'OpenAI, gelu for most of OpenCLIP (LAION, DataComp). A config.json beside SRC would say it.'
         )
     return hints._replace(
         act=act,
@@ -74,7 +75,10 @@ def settle(hints: Hints, kind: Kind, act: str | None, heads: int | None) -> Hint
 def _config(config: Mapping, sizes: Sizes) -> Hints:
     """Of Hugging Face's transformers, or of timm."""
     if isinstance(config.get('architecture'), str):  # timm's
-        quick = 'quickgelu' in config['architecture']
+        name = config['architecture']
+        if found := next((word for word in ROTARY if word in name), None):
+            raise ValueError(f'SRC must be no ViT with RoPE, got {name!r} by the config.json beside it ({found!r}).')
+        quick = 'quickgelu' in name
         pixels = _pixels(config.get('pretrained_cfg', {}), 'mean', 'std')
         fits = config.get('num_features', sizes.embed_dims) == sizes.embed_dims
         return Hints(act='quick_gelu' if quick else 'gelu', pixels=pixels) if fits else Hints()

@@ -44,6 +44,7 @@ def convert(state: Mapping[str, object], drop_head: bool = False) -> Converted:
     check_values({name: state[name] for name in layout.words})
     words = {word: _as_ours(layout, word, state[name]) for name, word in layout.words.items()}
     sizes, traits = measure(words, layout.depth, layout.kind.patch_bias)
+    _check_no_rotation(layout, traits)
     words = _without_places_of_registers(words, traits)
     trunk = plan_trunk(sizes, traits)
     _check_complete(trunk, words)
@@ -111,7 +112,9 @@ def plan_head(words: Mapping[str, Tensor], dim: int) -> tuple[dict[str, Sources]
     """What heads are made of, as :func:`plan_trunk`; and what must stay behind, word to reason."""
     plan: dict[str, Sources] = {}
     if 'proj' in words:
-        plan['neck.proj'] = [('proj', (dim, *shape_of(words['proj'])[1:2]))]
+        rows = shape_of(words['proj'])[:1]
+        plan['neck.fc.weight'] = [('proj', (*rows, dim))]
+        plan['neck.fc.bias'] = [(None, rows)]  # mmpretrain's neck has one
     present = [word for word in words if word.startswith(('head.', 'pre_logits.'))]
     if not present:
         return plan, {}
@@ -126,6 +129,17 @@ def plan_head(words: Mapping[str, Tensor], dim: int) -> tuple[dict[str, Sources]
         plan[f'{HEAD[module]}.bias'] = [(f'{module}.bias', rows)]
         (dim,) = rows or (dim,)
     return plan, {}
+
+
+def _check_no_rotation(layout: Layout, traits: Traits) -> None:
+    """Refuse where RoPE may be: it leaves no tensor, but its models have names that few others have together."""
+    old_scale = any(name.endswith('.gamma_1') for name in layout.words)
+    third_less = any(name.endswith('.q_bias') for name in layout.words)
+    if (third_less and traits.swiglu) or (old_scale and not third_less and traits.position_of):
+        raise ValueError(
+            'SRC must hold a ViT that adds its positions, got the tensors that EVA-02 and ViTs with RoPE have, which '
+            "turn queries and keys by their place. mmpretrain's VisionTransformer does not: use DINOv2 or DeiT III."
+        )
 
 
 def _in_trunk(word: str) -> bool:
@@ -181,15 +195,16 @@ def _choose_bias(sources: Sources, words: Mapping[str, Tensor]) -> Sources:
     *(thirds), whole = sources
     if whole[0] in words or not any(word in words for word, _ in thirds):
         return [whole]
-    return [(None if i == 1 and word not in words else word, shape) for i, (word, shape) in enumerate(thirds)]
+    keys = any(word.endswith('attn.k.bias') for word in words)  # else no block has one: it is zero
+    return [(None if i == 1 and not keys else word, shape) for i, (word, shape) in enumerate(thirds)]
 
 
 def _assemble(words: Mapping[str, Tensor], theirs: Mapping[str, str], sources: Sources, head: bool) -> Tensor:
     """One tensor of the result, checked."""
-    like = next(words[word] for word, _ in sources if word)
+    like = next((words[word] for word, _ in sources if word), next(iter(words.values())))
     parts = []
     for word, shape in sources:
-        tensor = like.new_zeros(shape) if word is None else words[word]
+        tensor = like.new_zeros(shape) if word is None else words[word]  # None: what ours has, and theirs has not
         if shape_of(tensor) != shape:
             remedy = ' --drop-head leaves the head out.' if head else ''
             raise ValueError(f'{theirs[word]} must have shape {shape}, got {shape_of(tensor)}.{remedy}')

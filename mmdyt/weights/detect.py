@@ -9,16 +9,24 @@ from .family import Family, Kind
 
 # What names give away that none of the tables has, the most telling first.
 RELATIVES = {
-    r'rope|rotary|storage_tokens|bias_mask': 'DINOv3 and EVA-02 turn queries and keys by their place (RoPE), which '
-    "mmpretrain's VisionTransformer does not: use DINOv2.",
-    r'relative_position|rel_pos': 'BEiT adds a bias for each pair of places to its attention, which mmpretrain has in '
-    'BEiTViT alone and parts cannot be added to: use MAE or DINOv2.',
+    r'^layers\.[0-9]+\.(blocks|downsample)': 'Hierarchical models such as Swin are no plain ViT.',
+    r'rope|rotary|storage_tokens|bias_mask|^(model\.)?layer\.[0-9]+\.(layer_scale1|mlp\.up_proj)': (
+        "DINOv3 and EVA-02 turn queries and keys by their place (RoPE), which mmpretrain's VisionTransformer does not: "
+        'use DINOv2.'
+    ),
+    r'relative_position|rel_pos': (
+        'BEiT adds a bias for each pair of places to its attention, which mmpretrain has in BEiTViT alone and parts '
+        'cannot be added to: use MAE or DINOv2.'
+    ),
     r'^backbone\.': "Names in 'backbone.' are mmpretrain's own: such a file needs no conversion.",
     r'dist(illation)?_token': 'This is a distilled DeiT: use the DeiT without distillation.',
     r'q_norm\.|k_norm\.|q_layernorm': "mmpretrain's VisionTransformer has no query-key normalisation.",
-    r'attn_pool|attentional_pool': 'SigLIP and CoCa read patches by attention, not by a class token: use CLIP.',
-    r'mlp\.norm\.|ffn_ln|inner_attn_ln|attn\.norm\.': "EVA-02's norms within branches are in no plain ViT: use EVA's "
-    'relatives CLIP or DINOv2.',
+    r'attn_pool|attentional_pool|head\.(attention|probe)': (
+        'SigLIP and CoCa read patches by attention, not by a class token: use CLIP.'
+    ),
+    r'mlp\.norm\.|ffn_ln|inner_attn_ln|attn\.norm\.': (
+        'Norms within branches, as EVA-02 has them, are in no plain ViT: use DINOv2.'
+    ),
     r'^layers\.': 'Hierarchical models such as Swin are no plain ViT.',
     r'^features\.|^layer[1-4]\.': 'This is a convolutional network, or Swin, no plain ViT.',
     r'': 'docs/weights.md lists the layouts; AugReg ViT, DINOv2, MAE and CLIP are among them.',
@@ -93,7 +101,7 @@ def _depth(family: Family, words: dict[str, str]) -> int:
 
 
 def _refusal(unknown: list[str], names: list[str]) -> ValueError:
-    hint = next(v for pattern, v in RELATIVES.items() if any(re.search(pattern, k) for k in unknown) or not pattern)
+    hint = next(v for pattern, v in RELATIVES.items() if not pattern or any(re.search(pattern, k) for k in unknown))
     first = f', first {unknown[0]!r}' if unknown else ''
     return ValueError(
         f'SRC must hold only the tensors of a plain ViT in a known layout, got {len(unknown)} others of {len(names)}'

@@ -24,7 +24,7 @@ UNKNOWN = 'YOURS'
 
 
 def choose_arch(sizes: Sizes, name: str | None = None, heads: int | None = None) -> str | dict:
-    """mmpretrain's ``arch``: a known name, or a dict of sizes.
+    """The ``arch`` of mmpretrain: a known name, or a dict of sizes.
 
     Args:
         sizes: Of the tower, its ``hidden`` as mmpretrain counts it.
@@ -60,8 +60,8 @@ def backbone(found: Converted, hints: Hints, dst: Path, arch: str | None = None)
         raise ValueError(f'--num-heads must divide embed_dims {sizes.embed_dims}, got {hints.heads}.')
     counted = sizes._replace(hidden=gated_width(sizes.hidden)) if traits.swiglu else sizes
     layer = dict(act_cfg=GELU[hints.act]) if hints.act != 'gelu' else {}
-    layer |= dict(ffn_type='swiglu_fused') if traits.swiglu else {}
-    layer.pop('act_cfg', None) if traits.swiglu else None  # it has a SiLU of its own
+    if traits.swiglu:  # with a SiLU of its own
+        layer = dict(ffn_type='swiglu_fused')
     options = dict(
         num_registers=traits.registers or None,
         in_channels=None if sizes.in_channels == 3 else sizes.in_channels,
@@ -87,8 +87,8 @@ def backbone(found: Converted, hints: Hints, dst: Path, arch: str | None = None)
 def heads(found: Converted) -> dict[str, dict]:
     """Configs of what was converted beside the backbone, by their place in a model."""
     tensors, dim, configs = found.tensors, found.sizes.embed_dims, {}
-    if (proj := tensors.get('neck.proj')) is not None:
-        configs['neck'] = dict(type='mmpretrain.CLIPProjection', in_channels=dim, out_channels=proj.shape[1])
+    if (proj := tensors.get('neck.fc.weight')) is not None:
+        configs['neck'] = dict(type='mmpretrain.LinearNeck', in_channels=dim, out_channels=len(proj), norm_cfg=None)
     if (head := tensors.get('head.layers.head.weight')) is not None:
         hidden = tensors.get('head.layers.pre_logits.weight')
         width = {} if hidden is None else dict(hidden_dim=len(hidden))

@@ -64,7 +64,7 @@ def measure(state: Mapping[str, Tensor], depth: int, patch_bias: bool = True) ->
     if 'pos_embed' not in state and 'cls_token' in state:
         raise ValueError(
             "SRC must hold position embeddings ('pos_embed'), got none. DINOv3 and EVA-02 turn queries and keys by "
-            "their place (RoPE), BEiT has a bias for each pair: mmpretrain's VisionTransformer does neither. Use DINOv2."
+            "their place (RoPE), BEiT has a bias for each pair, mmpretrain's VisionTransformer neither: use DINOv2."
         )
     words = (('patch_embed.proj.weight', 4), ('pos_embed', 3), (f'blocks.0.{hidden_word}.weight', 2))
     (dim, channels, patch, width), (_, places, _), (hidden, _) = (_shape(state, *word) for word in words)

@@ -125,7 +125,11 @@ def test_hosts_get_what_they_get_without_registers(out_type):
 
 @pytest.mark.parametrize(
     'part',
-    [dict(type='mmdyt.ToMe', r=3), dict(type='mmdyt.SparseTokens', keep_rate=0.5), dict(type='mmdyt.Prompts', length=3)],
+    [
+        dict(type='mmdyt.ToMe', r=3),
+        dict(type='mmdyt.SparseTokens', keep_rate=0.5),
+        dict(type='mmdyt.Prompts', length=3),
+    ],
     ids=lambda part: part['type'],
 )
 @torch.no_grad()

@@ -33,4 +33,5 @@ CLIP_TOWER = Family(
         r'^(input_resolution|context_length|vocab_size)$': 'a number of the text tower',
     },
     lifts=dict(cls_token=2, pos_embed=1),
+    turned=('proj',),
 )

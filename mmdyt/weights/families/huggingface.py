@@ -100,5 +100,4 @@ HF_CLIP = Family(
         r'^classifier\.': 'reads the mean patch, which no backbone of a class token gives',
     },
     lifts=dict(cls_token=2, pos_embed=1),
-    turned=('proj',),
 )

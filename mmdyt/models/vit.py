@@ -18,6 +18,7 @@ from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
 from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
+from mmdyt.models.registers import Registers
 from mmdyt.models.vit_arguments import (
     check_break_even,
     check_host,
@@ -44,7 +45,7 @@ def _unfold_frames(features: Tensor, num_frames: int) -> Tensor:
 
 
 @MODELS.register_module()
-class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
+class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
     """Vision Transformer with parts: a frozen base, by default adapters and dispatched MLPs, Dynamic Tuning (DyT).
 
     Returns exactly what mmpretrain's ``VisionTransformer`` returns, in mmpretrain, mmseg and mmaction2. Masks, logits
@@ -77,8 +78,8 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
         num_registers: Registers of the base, R: tokens behind the class token, without positions, which DINOv2 has 4
-            of (Darcet et al., arXiv 2309.16588). They belong to the prefix: never dispatched or reduced, in no rate,
-            map or output. They are frozen like the rest of the base.
+            of. They belong to the prefix: never dispatched or reduced, in no rate, map or output. They are frozen like
+            the rest of the base.
         tuned: Which parameters of the backbone are trained: patterns on their names, or ``'all'``; everything
             else is frozen. See :func:`mmdyt.core.tuning.set_tuned`. By default what the parts declare.
         parts: Configs of more parts, such as ``dict(type='mmdyt.LoRA', on='attn.qkv', rows='qv', rank=8)``. All layers
@@ -155,14 +156,6 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
                 "training must not be 'active_only' with dispatchers that are trained, which get no gradient then. "
                 "Take 'split', or dispatcher=dict(noise=False, fitted=True)."
             )
-
-    def _add_registers(self, number: int) -> None:
-        """Make room for registers, (1, R, C); None where there are none."""
-        tokens = nn.Parameter(torch.zeros(1, number, self.embed_dims)) if number else None
-        if tokens is not None:
-            nn.init.trunc_normal_(tokens, std=0.02)  # as the class token's position
-        self.register_parameter('register_tokens', tokens)
-        self.num_prefix_tokens = self.num_extra_tokens + number
 
     def _open(self, dispatch: str, inference: str, training: str, keys: str) -> None:
         """Adopt the layers as blocks, and make room for parts."""
@@ -293,25 +286,6 @@ class DyTVisionTransformer(ViTMacs, Rewritable, VisionTransformer):
             num_extra_tokens=self.num_extra_tokens,
         )
         return self.pre_norm(self.drop_after_pos(self._with_registers(x + positions))), grid
-
-    def _with_registers(self, x: Tensor) -> Tensor:
-        """[CLS, patches] -> [CLS, registers, patches]."""
-        if self.register_tokens is None:
-            return x
-        registers = self.register_tokens.expand(x.shape[0], -1, -1)
-        return torch.cat((x[:, : self.num_extra_tokens], registers, x[:, self.num_extra_tokens :]), dim=1)
-
-    def _without_registers(self, x: Tensor) -> Tensor:
-        """[CLS, registers, patches] -> [CLS, patches], what hosts expect."""
-        if self.register_tokens is None:
-            return x
-        return torch.cat((x[:, : self.num_extra_tokens], x[:, self.num_prefix_tokens :]), dim=1)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """As mmpretrain's, for learning rates by layer; registers enter with the class token."""
-        if param_name == f'{prefix}register_tokens':
-            param_name = f'{prefix}cls_token'
-        return super().get_layer_depth(param_name, prefix)
 
 
 class _Outside(nn.ModuleDict):

@@ -191,3 +191,12 @@ def test_complete_model_is_the_model_with_all_active():
 def test_wrong_numbers_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         DyTVisionTransformer(**BASE, **options)
+
+
+@torch.no_grad()
+def test_an_export_has_them():
+    model, x = make(num_registers=R, layer_scale_init_value=0.3), torch.randn(2, 3, 32, 32)
+    for branch in dynamic_branches(model).values():
+        branch.dispatcher.set_rule(capacity=0.5)
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x)[0], model(x)[0], rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@
 
 The paper trains 10 epochs of ImageNet with 1e-3 for 512 images a step. Here steps are few, and 1e-3 is for 32.
 
-python tools/convert_timm_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
+python tools/convert_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
 python tools/train_compensator.py configs/tocom/vitti_cifar100_1k.py --out pretrain/vit_tiny_bridge.pth
 """
 

@@ -17,13 +17,22 @@ WITHIN = dict(
     parts=('mmdyt.core',),
     hosts=('mmdyt.core',),
     models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.registry', 'mmdyt.compat'),
-    engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files'),
-    preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat'),
+    engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.tuned'),
+    preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat', 'mmdyt.tuned'),
+    tuned=('mmdyt.core', 'mmdyt.files'),
     datasets=('mmdyt.registry', 'mmdyt.files'),
     # on top: nothing imports it
-    apis=('mmdyt.core', 'mmdyt.models', 'mmdyt.datasets', 'mmdyt.engine', 'mmdyt.preflight', 'mmdyt.files'),
+    apis=(
+        'mmdyt.core',
+        'mmdyt.models',
+        'mmdyt.datasets',
+        'mmdyt.engine',
+        'mmdyt.preflight',
+        'mmdyt.files',
+        'mmdyt.tuned',
+    ),  # fmt: skip
     registry=(),
-    compat=('mmdyt.files',),
+    compat=('mmdyt.files', 'mmdyt.tuned'),
     files=(),
     weights=(),
 )

@@ -29,6 +29,8 @@ from mmdyt.engine.calibration import calibrate_host, sentence, wanted_rate
 from mmdyt.engine.evidence import fit_host, fit_sentence
 from mmdyt.files import check_out_file, whole_file
 from mmdyt.preflight.checkpoints import check_exists, check_fit, read_checkpoint, read_tensors
+from mmdyt.tuned.file import SUFFIX
+from mmdyt.tuned.file import write as write_safetensors
 
 LOADERS = ('train_dataloader', 'val_dataloader')  # whose images, and whose pipeline
 
@@ -93,11 +95,17 @@ def fit(model: nn.Module, train: DataLoader, batches: int) -> None:
 
 def write(model: nn.Module, checkpoint: str, out: Path) -> None:
     """The checkpoint, with the dispatchers of the model."""
-    content = read_checkpoint(checkpoint) | dict(state_dict=read_tensors(checkpoint))
+    content = read_checkpoint(checkpoint)
+    whole = 'tuned' not in content or out.suffix == SUFFIX
+    content['state_dict'] = dict(read_tensors(checkpoint)) if whole else model.state_dict()
     capacities = [name for name in content['state_dict'] if name.endswith('.dispatcher.capacity')]
     for name in capacities:  # of an earlier calibration
         del content['state_dict'][name]
     content['state_dict'].update({name: tensor.cpu() for name, tensor in dispatcher_tensors(model).items()})
+    if out.suffix == SUFFIX:
+        write_safetensors(content, out)
+        return
+    content.pop('tuned', None)
     with io.BytesIO() as whole, whole_file(out, 'wb') as stream:  # torch does not say why it could not write a file
         torch.save(content, whole)
         stream.write(whole.getbuffer())

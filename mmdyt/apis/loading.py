@@ -11,7 +11,14 @@ from mmengine.registry import MODELS, DefaultScope
 from mmdyt import preflight
 from mmdyt.engine.host import find_host, is_recognizer
 from mmdyt.preflight.carried import carried_config
-from mmdyt.preflight.checkpoints import AUXILIARY, check_exists, check_fit, read_checkpoint, tensors_in
+from mmdyt.preflight.checkpoints import (
+    AUXILIARY,
+    check_exists,
+    check_fit,
+    pretrained_cfgs,
+    read_checkpoint,
+    tensors_in,
+)
 from mmdyt.preflight.label_names import class_names
 from mmdyt.preflight.names import check_types
 
@@ -27,7 +34,7 @@ def load(
     """Load a model that was trained with this package, to predict images or clips.
 
     Args:
-        checkpoint: Its file.
+        checkpoint: Its file; of a tuned-only one the base is found by the ``init_cfg`` of the config.
         config: Its config, or the file of it. None reads the one that the checkpoint carries, as values and without
             running any of it (:func:`mmdyt.preflight.carried.carried_config`).
         device: To predict on.
@@ -43,6 +50,8 @@ def load(
     check_exists('checkpoint', path)
     content = read_checkpoint(path)
     cfg = carried_config(content, path) if config is None else _read(config)
+    if config is None and 'tuned' in content:
+        _check_local_base(cfg, path)
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         only = {key: cfg[key] for key in ('model', 'default_scope', 'custom_imports') if cfg.get(key) is not None}
@@ -55,6 +64,18 @@ def load(
             reader = Reader(dataset['pipeline'], is_recognizer(host))
         meta = _about(content, dataset)
     return Predictor(host, reader, meta.get('classes') or (), meta.get('palette') or ()).to(device)
+
+
+def _check_local_base(cfg: Config, path: str) -> None:
+    """Refuse to fetch something for a tuned-only file: it may come from anybody."""
+    for where, init_cfg in pretrained_cfgs(cfg.model, 'model'):
+        base = init_cfg.get('checkpoint')
+        check_exists(f'{where}.checkpoint', base)
+        if '://' in base:
+            raise ValueError(
+                f'{where}.checkpoint must be a local file in a config that a checkpoint carries, got {base} in {path}. '
+                'Name the config file.'
+            )
 
 
 def _read(config: str | Path | Config) -> Config:

@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
-from . import loading, locks, saving
+from . import loading, locks, saving, tuned_files
 
 
 def install() -> None:
@@ -33,6 +33,7 @@ def install() -> None:
     if find_spec('mmengine') is not None:
         saving.install()
         locks.install()
+        tuned_files.install()
 
 
 # mmcv-lite: mmcv.ops without its compiled part

@@ -11,6 +11,7 @@ from .parameters import ParameterReportHook
 from .random_masks import RandomMasksHook
 from .rng_state import RNGStateHook
 from .tau import TauScheduleHook
+from .tuned_checkpoint import TunedCheckpointHook
 from .visualize.hook import DispatchVisualizationHook
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     'RNGStateHook',
     'RandomMasksHook',
     'TauScheduleHook',
+    'TunedCheckpointHook',
 ]

@@ -13,12 +13,20 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import import_modules_from_strings
 
 from .build import check_build, untouched
-from .checkpoints import AUXILIARY, check_exists, check_fit, check_resumable, pretrained_cfgs, read_tensors
+from .checkpoints import (
+    AUXILIARY,
+    TunedTensors,
+    check_exists,
+    check_fit,
+    check_resumable,
+    pretrained_cfgs,
+    read_tensors,
+)
 from .datasets import check_data, head_classes
 from .keys import KNOWN, check_arguments, check_keys, own_keys
 from .labels import check_labels
 from .names import check_types, name_of
-from .processes import check_runner, keep_wrapper, use_cpu_processes
+from .processes import check_runner, is_flexible, keep_wrapper, use_cpu_processes
 from .refusals import part
 from .work_dir import check_folder
 
@@ -77,7 +85,13 @@ def check(cfg: Config, loops: tuple[str, ...], *, dry_run: bool = True) -> None:
         host = model.module if isinstance(model, BaseTTAModel) else model
         if cfg.get('load_from'):
             spare = dict(spare=AUXILIARY) if not train else {}
-            check_fit(host, read_tensors(cfg.load_from), cfg.load_from, exact=resume or not train, **spare)
+            tensors = read_tensors(cfg.load_from)
+            if isinstance(tensors, TunedTensors) and is_flexible(cfg):
+                raise ValueError(
+                    f'checkpoint must be whole with {cfg.runner_type}, got {cfg.load_from}, which holds what was tuned '
+                    'alone. `python tools/tuned.py apply` makes a whole one.'
+                )
+            check_fit(host, tensors, cfg.load_from, exact=resume or not train, **spare)
         else:
             for where, init_cfg in pretrained:
                 _check_pretrained(cfg, model, where, init_cfg)

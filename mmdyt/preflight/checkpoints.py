@@ -11,11 +11,25 @@ from mmengine.config import Config
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
 
+from mmdyt.tuned.model import complete
+
 from .finite import check_finite, check_finite_state
 from .names import name_of, near
 from .resume import missing_state, say_changes, take_over_seed
 
 AUXILIARY = r'(^|\.)aux(iliary)?_head\.'  # heads of which a test has no need
+
+
+class TunedTensors(dict):
+    """Tensors of a tuned-only file: without those of its base, which only a model can name.
+
+    Attributes:
+        checkpoint: What was read from the file.
+    """
+
+    def __init__(self, tensors: dict[str, torch.Tensor], checkpoint: dict):
+        super().__init__(tensors)
+        self.checkpoint = checkpoint
 
 
 def check_exists(name: str, path: str | None) -> None:
@@ -59,11 +73,16 @@ def read_tensors(path: str, prefix: str = '') -> dict[str, torch.Tensor]:
 def tensors_in(checkpoint: dict, path: str, prefix: str = '') -> dict[str, torch.Tensor]:
     """As :func:`read_tensors`, of what :func:`read_checkpoint` has read from ``path``."""
     prefix = prefix if not prefix or prefix.endswith('.') else f'{prefix}.'
+    if 'tuned' in checkpoint and prefix:
+        raise ValueError(
+            f'checkpoint must be a whole base, got {path}, which holds what was tuned alone. To start from it: '
+            f'--cfg-options load_from={path}'
+        )
     tensors = {re.sub(r'^module\.', '', name): tensor for name, tensor in checkpoint['state_dict'].items()}
     tensors = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     if not tensors:
         raise ValueError(f'checkpoint must hold tensors named {prefix!r}..., got none in {path}.')
-    return tensors
+    return TunedTensors(tensors, checkpoint) if 'tuned' in checkpoint else tensors
 
 
 def read_checkpoint(path: str) -> dict:
@@ -137,8 +156,11 @@ def check_fit(
         spare: What may be left over besides, as a pattern of names.
 
     Raises:
-        ValueError: Naming how many tensors are missing or unexpected or of another shape or not finite, and the first.
+        ValueError: Naming how many tensors are missing or unexpected or of another shape or not finite, and the first;
+            or of a tuned-only file, that its method or its base are others.
     """
+    if isinstance(tensors, TunedTensors):
+        tensors = complete(model, tensors.checkpoint)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     errors: list[str] = []
     missing, unexpected = _load(model, dict(tensors), errors)

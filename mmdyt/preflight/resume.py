@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mmdyt.tuned.file import SUFFIX, is_whole
+
 from .names import name_of
 from .refusals import warn
 
@@ -36,7 +38,7 @@ def latest_checkpoint(cfg: Config) -> str | None:
     if '://' in said:
         return said
     named = [folder / Path(said).name for folder in folders] if said else []
-    whole = next((path for path in [*named, *found] if path.is_file() and zipfile.is_zipfile(path)), None)
+    whole = next((path for path in [*named, *found] if path.is_file() and _is_whole(path)), None)
     if whole is None and (said or found):
         raise ValueError(
             f'--resume must find a whole checkpoint in {folders[-1]}, got none. Without --resume the run starts anew.'
@@ -49,14 +51,20 @@ def latest_checkpoint(cfg: Config) -> str | None:
 def _checkpoints(folder: Path, hook: dict) -> list[Path]:
     """What a checkpoint hook has written into a folder, the newest first."""
     by_epoch = hook.get('by_epoch', True)
-    own = hook.get('filename_tmpl') or ('epoch_{}.pth' if by_epoch else 'iter_{}.pth')
-    other = 'iter_{}.pth' if by_epoch else 'epoch_{}.pth'  # of a run with another kind of loop
+    suffix = SUFFIX if name_of(hook.get('type')).endswith('TunedCheckpointHook') else '.pth'
+    own = hook.get('filename_tmpl') or ('epoch_{}' if by_epoch else 'iter_{}') + suffix
+    other = ('iter_{}' if by_epoch else 'epoch_{}') + suffix  # of a run with another kind of loop
     found = []
     for place, template in enumerate((other, own)):
         pattern = r'(\d+)'.join(map(re.escape, template.split('{}')))
         steps = {path: re.fullmatch(pattern, path.name) for path in folder.glob('*')}
         found += [(place, int(step[1]), path) for path, step in steps.items() if step]
     return [path for *_, path in sorted(found, reverse=True)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint was not cut short."""
+    return is_whole(path) if path.suffix == SUFFIX else zipfile.is_zipfile(path)
 
 
 def missing_state(checkpoint: dict, cfg: Config | None) -> list[str]:

@@ -31,12 +31,7 @@ def carried_config(checkpoint: dict, path: str) -> Config:
     Raises:
         ValueError: If there is no config, or there is code in it, or a module or type that is not known.
     """
-    hub = checkpoint.get('message_hub') or {}
-    texts = (checkpoint.get('meta') or {}).get('cfg'), (hub.get('runtime_info') or {}).get('cfg')
-    text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
-    if text is None:
-        raise ValueError(f'checkpoint must carry a config where none is named, got none in {path}. {HINT}')
-    values = read_values(text, path)
+    values = read_values(config_text(checkpoint, path), path)
     kept = {key: values[key] for key in ('model', 'default_scope', 'custom_imports') if values.get(key) is not None}
     if isinstance(kept.get('model'), dict) and values.get('data_preprocessor') is not None:
         kept['model'].setdefault('data_preprocessor', values['data_preprocessor'])
@@ -49,6 +44,20 @@ def carried_config(checkpoint: dict, path: str) -> Config:
     import_modules_from_strings(**kept.get('custom_imports', dict(imports=[])))
     _check_registered(dict(model=kept.get('model'), pipeline=dataset.get('pipeline')), scope, '', path)
     return Config(kept)
+
+
+def config_text(checkpoint: dict, path: str) -> str:
+    """The config in a checkpoint, as text.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    hub = checkpoint.get('message_hub') or {}
+    texts = (checkpoint.get('meta') or {}).get('cfg'), (hub.get('runtime_info') or {}).get('cfg')
+    text = next((text for text in texts if isinstance(text, str) and text.strip()), None)
+    if text is None:
+        raise ValueError(f'checkpoint must carry a config where none is named, got none in {path}. {HINT}')
+    return text
 
 
 def read_values(text: str, path: str) -> dict:

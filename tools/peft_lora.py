@@ -26,7 +26,7 @@ from mmdyt.preflight.refusals import warn
 from mmdyt.preflight.work_dir import check_folder
 from mmdyt.tuned.file import SUFFIX, write
 from mmdyt.tuned.model import base_tensors, kept_names, methods, tuned_only
-from mmdyt.tuned.peft import Adapter, Update, part_configs, read_peft, to_state, write_peft
+from mmdyt.tuned.peft import PeftAdapter, Update, part_configs, read_peft, to_state, write_peft
 
 HEAD = 'head.layers.head.'  # mmpretrain's linear classifier
 
@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def with_lora(cfg: Config, adapter: Adapter) -> nn.Module:
+def with_lora(cfg: Config, adapter: PeftAdapter) -> nn.Module:
     """The config's model with the adapter's parts in the place of its method; changes the config."""
     cfg.model.backbone.update(adapter=None, dispatcher=None, substitute=None, parts=part_configs(adapter))
     cfg.model.backbone.pop('tuned', None)
@@ -100,7 +100,7 @@ def take_out(args: argparse.Namespace) -> None:
     rest = [name for name in kept_names(model) if '.lora.' not in name and not name.startswith(HEAD)]
     if rest:
         raise ValueError(f'model must be tuned by LoRA and a linear head alone, got {len(rest)} more, first {rest[0]}.')
-    write_peft(Adapter(updates, head), folder, args.base)
+    write_peft(PeftAdapter(updates, head), folder, args.base)
     print(f'Wrote {folder}: {len(updates)} updates{", a classifier" * bool(head)}.')
 
 

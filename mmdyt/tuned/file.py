@@ -1,5 +1,6 @@
 """The ``.safetensors`` file of what was tuned: tensors, and all that is said about them as JSON in its header."""
 
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -35,7 +36,8 @@ def write(checkpoint: Mapping, path: str | Path) -> None:
         with io.BytesIO() as stream:
             torch.save(state, stream)
             tensors[STATE] = torch.frombuffer(bytearray(stream.getvalue()), dtype=torch.uint8)
-    about = dict(version=VERSION, tuned=checkpoint.get('tuned'), meta=checkpoint.get('meta') or {})
+    about = dict(version=VERSION, content=_hash(tensors), tuned=checkpoint.get('tuned'))
+    about |= dict(meta=checkpoint.get('meta') or {})
     header = {'format': 'pt', KEY: json.dumps(about, default=_plain)}
     content = _safetensors().torch.save(tensors, header)
     with whole_file(path, 'wb') as file:
@@ -48,11 +50,14 @@ def read(path: str | Path) -> dict:
     A ``.safetensors`` of others has ``state_dict`` only. No code of the file is run.
 
     Raises:
-        ValueError: If the file is of a later version, or the package safetensors is missing.
+        ValueError: If the file is of a later version, its tensors are not those that were written, or the package
+            safetensors is missing.
     """
     with _safetensors().safe_open(str(path), framework='pt') as file:
         about = _about(file.metadata(), path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no dict
+    if about and _hash(tensors) != about['content']:
+        raise ValueError(f'checkpoint must hold what was written, got other tensors in {path}.')
     state = tensors.pop(STATE, None) if about else None
     found = dict(state_dict=tensors)
     if about:
@@ -85,6 +90,15 @@ def _about(metadata: Mapping | None, path: str | Path) -> dict:
     if about.get('version') != VERSION:
         raise ValueError(f'checkpoint must be of version {VERSION}, got {about.get("version")!r} in {path}.')
     return about
+
+
+def _hash(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of all tensors, bit for bit."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(f'{name} {tensors[name].dtype} {tuple(tensors[name].shape)}'.encode())
+        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _plain(value):

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 import torch.nn as nn
@@ -101,6 +102,8 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """
     for place, init_cfg in _pretrained(model):
         path, prefix = init_cfg['checkpoint'], (init_cfg.get('prefix') or '').rstrip('.')
+        if '://' not in path and not Path(path).expanduser().is_file():
+            raise FileNotFoundError(f'base must lie where init_cfg says, got no file {path}.')
         content = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
         tensors = content.get('state_dict', content)
         if isinstance(content, dict) and 'tuned' in content:

@@ -68,7 +68,7 @@ class Update:
 
 
 @dataclass
-class Adapter:
+class PeftAdapter:
     """What is in a folder of PEFT.
 
     Attributes:
@@ -82,7 +82,7 @@ class Adapter:
     dropout: float = 0.0
 
 
-def read_peft(folder: str | Path) -> Adapter:
+def read_peft(folder: str | Path) -> PeftAdapter:
     """Read ``adapter_model.safetensors`` and ``adapter_config.json``.
 
     Raises:
@@ -113,7 +113,7 @@ def _check_plain(config: Mapping, folder: Path) -> None:
         raise ValueError(f'init_lora_weights must leave the base as it is, got {start!r} in {folder}.')
 
 
-def _adapter(config: Mapping, tensors: Mapping[str, Tensor], folder: Path) -> Adapter:
+def _adapter(config: Mapping, tensors: Mapping[str, Tensor], folder: Path) -> PeftAdapter:
     pairs: dict[str, dict[str, Tensor]] = {}
     head = {}
     for name, tensor in tensors.items():
@@ -134,7 +134,7 @@ def _adapter(config: Mapping, tensors: Mapping[str, Tensor], folder: Path) -> Ad
         updates[int(layer['index']), site] = Update(pair['A'], pair['B'], _scale(config, module, len(pair['A'])))
     if not updates:
         raise ValueError(f'tensors must hold updates of LoRA, got none in {folder}.')
-    return Adapter(updates, head, float(config.get('lora_dropout') or 0.0))
+    return PeftAdapter(updates, head, float(config.get('lora_dropout') or 0.0))
 
 
 def _scale(config: Mapping, module: str, rank: int) -> float:
@@ -144,7 +144,7 @@ def _scale(config: Mapping, module: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if config.get('use_rslora') else rank)
 
 
-def part_configs(adapter: Adapter) -> list[dict]:
+def part_configs(adapter: PeftAdapter) -> list[dict]:
     """What a backbone's ``parts`` must say for an adapter."""
     groups: dict[tuple[str, int, float], list[int]] = {}
     for (layer, site), update in sorted(adapter.updates.items()):
@@ -155,7 +155,7 @@ def part_configs(adapter: Adapter) -> list[dict]:
     ]
 
 
-def to_state(adapter: Adapter) -> dict[str, Tensor]:
+def to_state(adapter: PeftAdapter) -> dict[str, Tensor]:
     """The updates under the names that a model of :func:`part_configs` has for them."""
     found = {}
     for (layer, site), update in adapter.updates.items():
@@ -165,7 +165,7 @@ def to_state(adapter: Adapter) -> dict[str, Tensor]:
     return found
 
 
-def write_peft(adapter: Adapter, folder: str | Path, base: str = '', root: str = 'vit.encoder.layer') -> None:
+def write_peft(adapter: PeftAdapter, folder: str | Path, base: str = '', root: str = 'vit.encoder.layer') -> None:
     """Write a folder that PEFT reads for Hugging Face's ``ViTForImageClassification``.
 
     An update of all rows of ``attn.qkv`` becomes three, which share A.

@@ -163,6 +163,22 @@ def test_a_truncated_file_is_refused_by_name(length, tiny_cls_config, tmp_path):
         read_checkpoint(str(out))
 
 
+def test_a_flipped_bit_is_noticed(tiny_cls_config, tmp_path):
+    _, out = extract(tiny_cls_config, tmp_path)
+    content = bytearray(out.read_bytes())
+    content[-7] ^= 1
+    out.write_bytes(content)
+    with pytest.raises(ValueError, match='got .*tuned.safetensors: it is broken'):
+        read_checkpoint(str(out))
+
+
+def test_a_base_that_is_gone_is_named(tiny_cls_config, tmp_path):
+    _, out = extract(tiny_cls_config, tmp_path)
+    model = model_of(tiny_cls_config, **{'model.backbone.init_cfg.checkpoint': 'gone.pth'})
+    with pytest.raises(FileNotFoundError, match='base must lie where init_cfg says, got no file gone.pth'):
+        check_fit(model, read_tensors(str(out)), str(out), exact=True)
+
+
 def test_a_file_of_a_later_version_is_refused(tiny_cls_config, tmp_path):
     _, out = extract(tiny_cls_config, tmp_path)
     content = out.read_bytes().replace(rb'{\"version\": 1,', rb'{\"version\": 2,')

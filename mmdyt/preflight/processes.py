@@ -13,7 +13,7 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS, STRATEGIES
 from mmengine.runner import FlexibleRunner, Runner
 from torch.nn.parallel import DistributedDataParallel
 
-from .names import near
+from .names import name_of, near
 
 STARTED = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE')  # torchrun's and mpirun's
 NEEDS = dict(DeepSpeedStrategy='deepspeed', ColossalAIStrategy='colossalai')
@@ -61,6 +61,10 @@ def check_runner(cfg: Config) -> None:
             raise ValueError(f'strategy.type must be a registered strategy, got {name!r}.{known}')
         if name in NEEDS and find_spec(NEEDS[name]) is None:
             raise ValueError(f'strategy.type must be one that is installed, got {name!r} without {NEEDS[name]}.')
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    kinds = [name_of(hook.get('type')) for hook in hooks if isinstance(hook, dict)]
+    if issubclass(runner, FlexibleRunner) and any(name.endswith('TunedCheckpointHook') for name in kinds):
+        raise ValueError(f'runner_type must be Runner with mmdyt.TunedCheckpointHook, got {kind}.')
     for name in ('model_wrapper_cfg', 'find_unused_parameters'):
         if cfg.get(name) and issubclass(runner, FlexibleRunner):
             raise ValueError(

@@ -146,6 +146,11 @@ def test_what_cannot_be_done_is_refused_before(tiny_cls_config, run_tool, tmp_pa
     options = [HOOK, 'default_hooks.checkpoint.save_optimizer=True', 'custom_hooks.0.type=EMAHook']
     args = ['train', tiny_cls_config, '--work-dir', tmp_path / 'w', '--cfg-options', *options]
     assert 'save_optimizer must be False with an EMAHook' in refused(run_tool, capfd, *args)
+    for args in (['train', tiny_cls_config], ['test', tiny_cls_config, out]):
+        told = refused(run_tool, capfd, *args, '--cfg-options', 'runner_type=FlexibleRunner', HOOK)
+        assert 'runner_type must be Runner with mmdyt.TunedCheckpointHook' in told
+    told = refused(run_tool, capfd, 'test', tiny_cls_config, out, '--cfg-options', 'runner_type=FlexibleRunner')
+    assert 'checkpoint must be whole with FlexibleRunner' in told
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from mmdyt.engine.pictures import write_picture
 from mmdyt.engine.visualize.charts import layer_rates, write_figure
 from mmdyt.engine.visualize.page import write_page
 from mmdyt.files import check_out_file, hold, whole_file, whole_path, write_json, write_text
+from mmdyt.tuned.file import write as write_tuned
 
 compat.install()
 NOISE = np.random.default_rng(0).integers(0, 255, (200, 200, 3)).astype(np.uint8)
@@ -59,6 +60,7 @@ WRITERS = {
     'demo.png': lambda path: write_picture(path, NOISE),
     'calibrated.pth': calibrated,
     'converted.pth': lambda path: load_tool('convert_vit').write(TENSORS, path),
+    'tuned.safetensors': lambda path: write_tuned(TENSORS, path),
     'shape.png': lambda path: load_tool('demo_data').write_png(path, NOISE),
     'epoch_1.pth': lambda path: save_checkpoint(TENSORS, str(path)),
     'predictions.pkl': lambda path: mmengine.dump(list(range(20000)), str(path)),

@@ -118,7 +118,7 @@ def main() -> None:
         meta = (content.get('meta') or {}) | dict(cfg=found.config.pretty_text)
     with preflight.clean_exit(), whole_path(args.out) as part:
         save(model.host, meta, part)
-        again = load(part, found.config)
+        again = load(part, None if args.config is None else found.config)
         after = Watched(again, inputs)
         equal = check_equal(before, after)
         if plain is not None:

@@ -22,6 +22,7 @@ from mmengine.registry import MODELS, DefaultScope
 
 import mmdyt.models  # noqa: F401  registers
 from mmdyt import preflight
+from mmdyt.apis.loading import check_local_base
 from mmdyt.files import check_out_file, whole_file
 from mmdyt.preflight.carried import carried_config
 from mmdyt.preflight.checkpoints import AUXILIARY, check_exists, check_fit, read_checkpoint, tensors_in
@@ -74,7 +75,10 @@ def build(args: argparse.Namespace, content: dict, path: str) -> nn.Module:
         for option in ('method', 'method_options', 'cfg_options'):
             if getattr(args, option):
                 raise ValueError(f'--{option.replace("_", "-")} must come with a config file, got none.')
-    cfg = carried_config(content, path) if args.config is None else preflight.load_config(args)
+        cfg = carried_config(content, path)
+        check_local_base(cfg, path)
+    else:
+        cfg = preflight.load_config(args)
     only = {key: cfg[key] for key in ('model', 'default_scope', 'custom_imports') if cfg.get(key) is not None}
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine')):
         preflight.check(Config(dict(only, launcher='none')), loops=())

@@ -51,7 +51,7 @@ def load(
     content = read_checkpoint(path)
     cfg = carried_config(content, path) if config is None else _read(config)
     if config is None and 'tuned' in content:
-        _check_local_base(cfg, path)
+        check_local_base(cfg, path)
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         only = {key: cfg[key] for key in ('model', 'default_scope', 'custom_imports') if cfg.get(key) is not None}
@@ -66,8 +66,17 @@ def load(
     return Predictor(host, reader, meta.get('classes') or (), meta.get('palette') or ()).to(device)
 
 
-def _check_local_base(cfg: Config, path: str) -> None:
-    """Refuse to fetch something for a tuned-only file: it may come from anybody."""
+def check_local_base(cfg: Config, path: str) -> None:
+    """Refuse to fetch a base that a carried config names: the file may come from anybody.
+
+    Args:
+        cfg: From :func:`mmdyt.preflight.carried.carried_config`.
+        path: Of the file that carries it.
+
+    Raises:
+        FileNotFoundError: If the base is missing.
+        ValueError: If it lies at an address.
+    """
     for where, init_cfg in pretrained_cfgs(cfg.model, 'model'):
         base = init_cfg.get('checkpoint')
         check_exists(f'{where}.checkpoint', base)

@@ -13,6 +13,7 @@ from predicting import make_checkpoint
 from mmdyt.apis import load
 from mmdyt.engine.shapes import shapes_only
 from mmdyt.preflight.checkpoints import check_fit, read_checkpoint, read_tensors
+from mmdyt.preflight.methods import use_method
 from mmdyt.tuned.file import is_whole, read, write
 from mmdyt.tuned.model import complete, kept_names, tuned_only
 
@@ -66,6 +67,27 @@ def test_thresholds_and_capacities_are_in_the_file(tiny_cls_config, tmp_path):
     assert len([name for name in names if 'capacity' in name]) == 4
     write(content, tmp_path / 'x.safetensors')
     assert not load(tmp_path / 'x.safetensors').equal_shares
+
+
+@pytest.mark.parametrize(
+    'method', ['full', 'bitfit', 'linear', 'ssf', 'vpt_deep', 'adapter_plus', 'lora+evidence', 'tome']
+)
+def test_every_method_comes_back(method, tiny_cls_config, tmp_path):
+    cfg = Config.fromfile(tiny_cls_config)
+    use_method(cfg, method)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model, fresh = MODELS.build(cfg.model), MODELS.build(cfg.model)
+    load_checkpoint(model.backbone, cfg.model.backbone.init_cfg.checkpoint, revise_keys=[('^backbone.', '')])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad or 'dynamic' in name:
+            torch.nn.init.normal_(parameter)
+    found = tuned_only(model, dict(state_dict=model.state_dict()))
+    left = len(found['tuned']['base']['tensors'])
+    assert (left == 0) == (method == 'full') and left + len(found['state_dict']) == len(model.state_dict())
+    write(found, tmp_path / 'x.safetensors')
+    load_checkpoint(fresh, str(tmp_path / 'x.safetensors'))
+    states = model.state_dict(), fresh.state_dict()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize(('config', 'megabytes'), [('vitti_cifar100_1k', 1.5), ('vitb_cifar100', 6.0)])

@@ -10,12 +10,10 @@ import torch.nn as nn
 
 from mmdyt.core.executors import runs_all
 from mmdyt.core.fit.calibrate import token_dispatchers
+from mmdyt.core.fit.shares import STEPS, moved_shares
 from mmdyt.core.losses import check_rate
 from mmdyt.core.observe import dynamic_branches
 from mmdyt.engine.costs import GIGA, CostCounter
-
-STEPS = 40  # of a search
-EDGE = 1e-3  # how near to 0 or 1 a share of the checkpoint counts as
 
 
 class RateControl:
@@ -72,7 +70,7 @@ class RateControl:
         own = {name: capacity for name, (_, capacity) in self._own.items() if capacity is not None}
         found = dict.fromkeys(self._own, float(rate))  # also of branches that no patch token reached in a calibration
         if own and rate < 1:
-            found |= _moved(own, rate)
+            found |= moved_shares(own, rate)
         return found
 
     def set_gmacs(self, gmacs: float, key: tuple, forward) -> None:
@@ -132,21 +130,3 @@ class RateControl:
                     active[name] = ran
             total += number * float(backbone.macs(*size, active))
         return rest + total / GIGA
-
-
-def _moved(shares: dict[str, float], mean: float) -> dict[str, float]:
-    """Shares whose logits are moved alike such that they have a mean."""
-    logits = {name: math.log(share / (1 - share)) for name, share in _inside(shares).items()}
-
-    def at(offset: float) -> dict[str, float]:
-        return {name: 1 / (1 + math.exp(-(logit + offset))) for name, logit in logits.items()}
-
-    low, high = -40.0, 40.0
-    for _ in range(2 * STEPS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if sum(at(middle).values()) < mean * len(shares) else (low, middle)
-    return at(high)
-
-
-def _inside(shares: dict[str, float]) -> dict[str, float]:
-    return {name: min(max(share, EDGE), 1 - EDGE) for name, share in shares.items()}

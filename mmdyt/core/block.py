@@ -135,7 +135,7 @@ class Block(BlockMacs, Rewritable, nn.Module):
             state.prompts *= state.read is None  # else what is read is all that is left
         else:
             before = self._before_mlp(state)
-            x = self.dynamic['attn'](x, partial(self.attention, state=state), before)
+            x = self.dynamic['attn'](x, partial(self.attention_branch, state=state), before)
             self.dynamic['attn'].adapt_left(state)
             state.prompts *= before.read is None  # as above
             x = self.run('mid', x, state)
@@ -159,11 +159,11 @@ class Block(BlockMacs, Rewritable, nn.Module):
         around, first = self.steps('around'), state.first  # at most one
         plan = around[0].plan(x, state) if around else None
         if plan is None:
-            return self.mlp
+            return self.mlp_branch
         state.note_rows(plan)
 
         def branch(x: Tensor, layout: Layout) -> Tensor:
-            update = self.mlp(torch.cat([x[:, :first], plan.apply(x[:, first:])], dim=1), layout)
+            update = self.mlp_branch(torch.cat([x[:, :first], plan.apply(x[:, first:])], dim=1), layout)
             return torch.cat([update[:, :first], plan.spread(update[:, first:])], dim=1)
 
         return branch
@@ -175,7 +175,7 @@ class Block(BlockMacs, Rewritable, nn.Module):
             return state
         return state.all_read()
 
-    def attention(self, x: Tensor, layout: Layout, state: TokenState | None = None) -> Tensor:
+    def attention_branch(self, x: Tensor, layout: Layout, state: TokenState | None = None) -> Tensor:
         """The frozen attention branch without its residual connection, among the tokens that ``layout`` allows.
 
         With a state, tokens that stand for several count for as many, and what parts read of attention is kept there.
@@ -196,6 +196,8 @@ class Block(BlockMacs, Rewritable, nn.Module):
 
     def project(self, x: Tensor, rows: str) -> tuple[Tensor, ...]:
         """Some of queries, keys and values, (B, N, C) each, rewritten where parts say so."""
+        if 'attn.qkv' not in self.paths():  # linears of their own
+            return tuple(self.call(name, x) for name in thirds(rows))
         if not self._rewritten and rows == 'qkv':
             return self.find('attn.qkv')(x).chunk(3, dim=-1)
         names = thirds(rows)
@@ -219,7 +221,7 @@ class Block(BlockMacs, Rewritable, nn.Module):
         """(B, N, C) -> (B, H, N, D)."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def mlp(self, x: Tensor, layout: Layout) -> Tensor:
+    def mlp_branch(self, x: Tensor, layout: Layout) -> Tensor:
         """The frozen MLP branch without its residual connection, (B, N, C) -> (B, N, C)."""
         return self.feed_forward(self.call('mlp.norm', layout.queries(x)))
 
@@ -229,8 +231,8 @@ class Block(BlockMacs, Rewritable, nn.Module):
         paper silent: the residual of layer dispatch. An inactive token keeps ``x``, so the outer residual is added
         once, outside; the MLP reads ``x`` plus the attention's update, as it does in the plain layer.
         """
-        update = self.attention(x, layout)
-        return update + self.mlp(layout.queries(x) + update, DENSE)
+        update = self.attention_branch(x, layout)
+        return update + self.mlp_branch(layout.queries(x) + update, DENSE)
 
     def after_attention(self, x: Tensor) -> Tensor:
         """What the library does to the output projection: dropout, scale, drop path."""

@@ -17,7 +17,8 @@ class Rewritable:
     """Mixin of a module that owns frozen linears and norms, which parts may rewrite.
 
     It has an ``nn.ModuleDict`` named ``dynamic``. A rewrite of ``'attn.proj'`` by a part whose word is ``lora`` is
-    ``dynamic.attn.lora.proj``.
+    ``dynamic.attn.lora.proj``. Queries, keys and values, ``attn.q``, ``attn.k`` and ``attn.v``, are rows of one linear,
+    ``attn.qkv``, or linears of their own.
     """
 
     dynamic: nn.ModuleDict
@@ -52,7 +53,7 @@ class Rewritable:
             if name in ('linears', 'all'):
                 group = linears if name == 'linears' else list(frozen)
                 found += [part for each in group for part in (thirds('qkv') if each == 'attn.qkv' else [each])]
-            elif name == 'attn.qkv' and name in frozen and rows is not None:
+            elif name == 'attn.qkv' and rows is not None and (name in frozen or 'attn.q' in frozen):
                 found += thirds(rows)
             elif name in frozen or (name in thirds('qkv') and 'attn.qkv' in frozen):
                 found.append(name)
@@ -102,7 +103,7 @@ class Rewritable:
     def merge(self) -> list[str]:
         """Fold the rewrites that have a merged form into the frozen weights; returns the names of the others."""
         left = []
-        for name in [*self.frozen(), *thirds('qkv')]:  # the whole before its rows, as they run
+        for name in dict.fromkeys([*self.frozen(), *thirds('qkv')]):  # the whole before its rows, as they run
             rewrites = self.rewrites(name)
             if not all(part.merges() for part in rewrites):
                 left.append(name)
@@ -131,7 +132,7 @@ class Rewritable:
 
     def locate(self, name: str) -> tuple[nn.Module, slice]:
         """The frozen module of a name, and which of its rows are meant."""
-        if name in thirds('qkv'):
+        if name in thirds('qkv') and name not in self.paths():
             module = self.find('attn.qkv')
             third, width = ROWS[name[-1]], len(module.weight) // 3
             return module, slice(third * width, (third + 1) * width)

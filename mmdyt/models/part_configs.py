@@ -1,8 +1,6 @@
 """Configs of parts: which classes they name, and the short arguments of a backbone as a list of them."""
 
-import pkgutil
 from collections.abc import Collection, Mapping
-from importlib import import_module
 from types import MappingProxyType
 
 import mmdyt.parts
@@ -18,11 +16,8 @@ DISPATCHER = MappingProxyType(dict(type='mmdyt.TokenDispatcher'))
 
 def register_parts() -> None:
     """Register every part of :mod:`mmdyt.parts`: a new method is a file there, and nothing else."""
-    for info in pkgutil.iter_modules(mmdyt.parts.__path__):
-        module = import_module(f'mmdyt.parts.{info.name}')
-        for found in vars(module).values():
-            if isinstance(found, type) and issubclass(found, Part) and found.__module__ == module.__name__:
-                MODELS.register_module(module=found)
+    for found in mmdyt.parts.classes().values():
+        MODELS.register_module(module=found)
 
 
 def part_class(config: Mapping) -> type[Part]:

@@ -9,26 +9,23 @@ from mmpretrain.models.backbones.vision_transformer import VisionTransformer, re
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from mmdyt.core.attaching import add_parts, check_parts, share_decisions
 from mmdyt.core.block import Place
 from mmdyt.core.padding import padding_of
-from mmdyt.core.part import Dispatcher, Rewrite
 from mmdyt.core.part import parts as parts_of
 from mmdyt.core.rewriting import Rewritable, fold
+from mmdyt.core.telling import tell_of
 from mmdyt.core.tokens import TokenState
 from mmdyt.core.tuning import Tuned, set_tuned
-from mmdyt.models.hosts.mmpretrain import DyTEncoderLayer
+from mmdyt.hosts.mmpretrain import DyTEncoderLayer
 from mmdyt.models.part_configs import ADAPTER, DISPATCHER, as_parts, frames_per_clip, part_class, register_parts
 from mmdyt.models.registers import Registers
 from mmdyt.models.vit_arguments import (
     check_break_even,
     check_host,
-    check_not_filled_in,
     check_own,
-    check_parts,
     check_registers,
-    chosen,
     following,
-    tell_of,
 )
 from mmdyt.models.vit_macs import ViTMacs
 from mmdyt.registry import MODELS
@@ -142,7 +139,7 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
         follow = following(self.out_indices, self.num_layers) if decide_per == 'level' else ()
         short = as_parts(dispatch, adapter, dispatcher, substitute, follow, self.num_layers)
         self._add_parts([*short, *(parts or ())])
-        self._share_decisions()
+        share_decisions(self.layers)
         self.restore = restore
         check_parts(self.layers, self.out_type, restore)
         self.skip_unread = skip_unread
@@ -171,29 +168,8 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
     def _add_parts(self, configs: Sequence[Mapping]) -> None:
         """Build the parts that are asked for and attach them, to all layers or to those of ``layers``."""
         kinds = [part_class(config) for config in configs]
-        per_part = [chosen(config.get('layers'), self.num_layers) for config in configs]
-        options = [{key: value for key, value in c.items() if key not in ('type', 'layers')} for c in configs]
-        check_not_filled_in(kinds, options)
-        for i, layer in enumerate(self.layers):
-            for kind, layers, arguments in zip(kinds, per_part, options, strict=True):
-                if i in layers:
-                    kind.add_to(layer, **arguments)
-        for kind, config, arguments in zip(kinds, configs, options, strict=True):
-            if issubclass(kind, Rewrite) and config.get('layers') is None:
-                kind.add_to(self, **arguments)
-        attached = {type(part) for part in parts_of(self)}
-        for kind, config in zip(kinds, configs, strict=True):
-            if kind not in attached:
-                raise ValueError(f'parts must act somewhere in the network, got {dict(config)}, which does not.')
-
-    def _share_decisions(self) -> None:
-        """Tell each dispatcher who decides about the same branch in the layer before."""
-        before: dict[str, Dispatcher] = {}
-        for layer in self.layers:
-            for site, branch in layer.branches().items():
-                if branch.dispatcher is not None:
-                    branch.dispatcher.follow(before.get(site))
-                    before[site] = branch.dispatcher.decider
+        options = [{key: value for key, value in config.items() if key != 'type'} for config in configs]
+        add_parts(self.layers, kinds, options, outside=self)
 
     def paths(self) -> Mapping[str, str]:
         """What parts may rewrite outside the layers: the patch embedding and the final norm."""

@@ -44,8 +44,8 @@ def tokens(batch: int = 3) -> torch.Tensor:
 
 def test_without_parts_it_is_the_plain_layer():
     layer, x = PlainLayer().double().eval(), tokens()
-    y = x + layer.attention(x, DENSE)
-    torch.testing.assert_close(layer(x), y + layer.mlp(y, DENSE))
+    y = x + layer.attention_branch(x, DENSE)
+    torch.testing.assert_close(layer(x), y + layer.mlp_branch(y, DENSE))
 
 
 def test_steps_run_before_between_and_after_the_branches():

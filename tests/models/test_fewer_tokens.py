@@ -278,15 +278,15 @@ def test_merged_for_the_mlp_only_every_patch_keeps_its_own():
     """Reference: the MLP on the means of groups, by hand, from the groups of the plan."""
     model, x = build(SCOPED), torch.randn(2, 25, 32, generator=torch.Generator().manual_seed(3))
     layer, state = model.layers[1], TokenState(prefix=1)
-    y = x + layer.attention(x, DENSE, state)
+    y = x + layer.attention_branch(x, DENSE, state)
     plan = layer.steps('around')[0].plan(y, state)
     assert plan.number == 14
-    expected = y + layer.mlp(y, DENSE)
+    expected = y + layer.mlp_branch(y, DENSE)
     for image in range(2):
         for slot in range(14):
             group = 1 + (plan.slots[image] == slot).nonzero().flatten()
             mean = y[image, group].mean(0, keepdim=True)
-            expected[image, group] = y[image, group] + layer.mlp(mean[None], DENSE)[0]
+            expected[image, group] = y[image, group] + layer.mlp_branch(mean[None], DENSE)[0]
     out = layer(x, TokenState(prefix=1))
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
     counted = count_macs(lambda: model(images(1)))

@@ -67,7 +67,7 @@ def code_tokens(backbone) -> None:
         conv.weight[channel, channel, 0, 0] = 1
     conv.bias[3] = 1
     for i, layer in enumerate(backbone.layers):
-        layer.attention, layer.mlp = attention_of(slot(i)), mlp_of(slot(i) + 2 * CODE)
+        layer.attention_branch, layer.mlp_branch = attention_of(slot(i)), mlp_of(slot(i) + 2 * CODE)
 
 
 def slot(layer: int) -> int:

@@ -16,7 +16,8 @@ WITHIN = dict(
     core=(),
     parts=('mmdyt.core',),
     hosts=('mmdyt.core',),
-    models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.registry', 'mmdyt.compat'),
+    adapting=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts'),
+    models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.registry', 'mmdyt.compat'),
     engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.tuned'),
     preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat', 'mmdyt.tuned'),
     tuned=('mmdyt.core', 'mmdyt.files'),
@@ -38,7 +39,7 @@ WITHIN = dict(
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart
 OWN = {
-    'models/hosts/mmpretrain': 'mmpretrain',
+    'hosts/mmpretrain': 'mmpretrain',
     'models/vit': 'mmpretrain',
     'models/classifier': 'mmpretrain',
     'models/segmentor': 'mmseg',
@@ -47,29 +48,37 @@ OWN = {
     'datasets/clips': 'mmaction',
 }
 STANDARD = {'collections', 'contextlib', 'contextvars', 'dataclasses', 'functools', 'math', 'numbers', 're', 'typing'}
-# what comes with a torch for GPUs, and how it is told to be left alone
-OPTIONAL = {'core/kernels': {'triton', 'os', 'warnings'}}
-# blocks what is built on OpenMMLab, then imports every module of core and parts, and all their tests
+# what comes with a torch for GPUs, and how it is told to be left alone; what users are told; where parts are found
+OPTIONAL = {
+    'core/kernels': {'triton', 'os', 'warnings'},
+    'core/telling': {'warnings'},
+    'parts/__init__': {'pkgutil', 'importlib'},
+}
+# blocks other libraries, then imports every module of core and parts, of what adapts the networks of other libraries,
+# and all their tests
 BARE = """
 import importlib.util, pkgutil, sys
 from pathlib import Path
 
+BARE = 'core', 'parts', 'hosts', 'adapting'
+
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        ours = name in ('mmdyt', 'mmap') or name.startswith(('mmdyt.core', 'mmdyt.parts'))
-        if name.startswith(('mm', 'cv2', 'torchvision', 'decord', 'timm')) and not ours:
+        ours = name in ('mmdyt', 'mmap') or name.startswith(tuple(f'mmdyt.{area}' for area in BARE))
+        if name.startswith(('mm', 'cv2', 'torchvision', 'decord', 'timm', 'transformers')) and not ours:
             raise ImportError(f'{name} must not be imported')
 
 sys.meta_path.insert(0, Blocked())
-import mmdyt.core, mmdyt.parts
 found = []
-for package in (mmdyt.core, mmdyt.parts):
+for area in BARE:
+    package = importlib.import_module(f'mmdyt.{area}')
     for info in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):
-        importlib.import_module(info.name)
-        found.append(info.name)
+        if info.name != 'mmdyt.hosts.mmpretrain':
+            importlib.import_module(info.name)
+            found.append(info.name)
 tests = Path('tests')
-sys.path[:0] = [str(tests), *(str(tests / area) for area in ('core', 'core/fit', 'parts'))]
-for area in ('core', 'parts'):
+sys.path[:0] = [str(tests), *(str(tests / area) for area in ('core', 'core/fit', 'parts', 'adapting'))]
+for area in ('core', 'parts', 'adapting'):
     for path in sorted((tests / area).rglob('test_*.py')):
         spec = importlib.util.spec_from_file_location(path.stem, path)
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -94,9 +103,8 @@ def imports(path: Path) -> set[str]:
 
 
 def area(path: Path) -> str:
-    """Of a file; hosts are an area of their own within models."""
-    parts = path.relative_to(ROOT / 'mmdyt').with_suffix('').parts
-    return 'hosts' if parts[:2] == ('models', 'hosts') else parts[0]
+    """Of a file."""
+    return path.relative_to(ROOT / 'mmdyt').with_suffix('').parts[0]
 
 
 def of(name: str, packages) -> bool:
@@ -111,11 +119,11 @@ def test_arrows(path):
     within = {name for name in names if of(name, ['mmdyt'])}
     here, key = area(path), path.relative_to(ROOT / 'mmdyt').with_suffix('').as_posix()
     assert not tops & {'tools', 'configs', 'tests'}
-    if here == '__init__':
-        assert not names
+    if here == '__init__':  # its verb imports what it needs when it is called
+        assert names <= {'mmdyt.adapting.adapt'}
+        assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.parse(path.read_text()).body)
         return
-    own = 'mmdyt.models.hosts' if here == 'hosts' else f'mmdyt.{here}'
-    assert not {name for name in within if name != 'mmdyt' and not of(name, [own, *WITHIN[here]])}
+    assert not {name for name in within if name != 'mmdyt' and not of(name, [f'mmdyt.{here}', *WITHIN[here]])}
     assert tops & LIBRARIES <= {OWN.get(key)}
     if here in ('core', 'parts'):
         assert tops <= {'torch', 'mmdyt'} | STANDARD | OPTIONAL.get(key, set())
@@ -128,9 +136,10 @@ def test_core_and_parts_and_their_tests_import_on_bare_torch():
     result = subprocess.run([sys.executable, '-c', BARE], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     found = set(result.stdout.split())
-    modules = [path for path in FILES if area(path) in ('core', 'parts') and path.stem != '__init__']
+    bare = ('core', 'parts', 'hosts', 'adapting')
+    modules = [path for path in FILES if area(path) in bare and path.stem not in ('__init__', 'mmpretrain')]
     assert {'.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in modules} <= found
-    assert {'test_block', 'test_calibrate', 'test_dispatcher'} <= found
+    assert {'test_block', 'test_calibrate', 'test_dispatcher', 'test_adapt'} <= found
 
 
 def test_names_of_tests_are_unique():

@@ -1,5 +1,6 @@
 """A Vision Transformer that is in memory gets parts. On torch alone: timm and transformers are not imported."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ from mmdyt.core.attaching import add_parts, check_parts, share_decisions
 from mmdyt.core.block import DISPATCH, Place
 from mmdyt.core.branch import INFERENCE, TRAINING
 from mmdyt.core.executors import KEYS
+from mmdyt.core.observe import dynamic_branches
 from mmdyt.core.options import check_choice
 from mmdyt.core.part import parts
 from mmdyt.core.restoring import RESTORE
@@ -74,6 +76,9 @@ def adapt(
         head = [host.head] if any(re.search(host.head, name) for name, _ in vit.named_parameters()) else []
         set_tuned(vit, [PARTS, *head] if tuned is None else tuned)
         adapted = Adapted(vit, chosen)
+        for branch in dynamic_branches(vit).values():
+            if getattr(branch.dispatcher, 'fitted', False):  # a random gate would choose at random
+                branch.dispatcher.set_rule(-math.inf)
         if rate is not None:
             adapted.set_rate(rate)
     except BaseException:

@@ -1,5 +1,6 @@
 """A Vision Transformer with parts, and what one does with it. B images."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,8 @@ class Adapted(nn.Module):
     def set_rate(self, rate: float) -> None:
         """Let the mean over the branches of their shares of active patch tokens be this, in every image.
 
-        Without a fit the shares are equal; after :meth:`fit` all are moved alike, so that they keep their order.
+        Without a fit the shares are equal; after :meth:`fit` all are moved alike, so that they keep their order. Gates
+        that wait for a fit run every token until then.
 
         Args:
             rate: In (0, 1].
@@ -61,13 +63,22 @@ class Adapted(nn.Module):
             raise ValueError(f'rate must be None with a method that has no dispatchers, got {rate}.')
         dispatchers = token_dispatchers(self.vit)
         check_per_image(dispatchers, True)
+        self.rate = float(rate)
+        if self.waits:
+            return
         own = {name: one.capacity for name, one in dispatchers.items() if one.capacity is not None}
         shares = dict.fromkeys(dispatchers, float(rate))
         if len(set(own.values())) > 1 and rate < 1:
             shares |= moved_shares(own, rate)
         for name, dispatcher in dispatchers.items():
             dispatcher.set_rule(capacity=shares[name])
-        self.rate = float(rate)
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are gates that are to be fitted, and were not: every token runs."""
+        deciding = [branch.dispatcher.decider for branch in dynamic_branches(self.vit).values()]
+        fitted = [one for one in deciding if getattr(one, 'fitted', False)]
+        return any(one.capacity is None and one.threshold == -math.inf for one in fitted)
 
     def fit(
         self, batches: Iterable, loss: Callable[['Adapted', Any], Tensor], rate: float | None = None
@@ -124,8 +135,7 @@ class Adapted(nn.Module):
 
     def _share(self, forwards: list[Callable], rate: float) -> dict[str, Calibrated]:
         found = calibrate(self.vit, forwards, CalibrationRequest(rate, 'global', per_image=True))
-        self.rate = float(rate)
-        self.set_rate(self.rate)  # calibration meets it to a thousandth, on its images
+        self.set_rate(rate)  # calibration meets it to a thousandth, on its images
         return found
 
     @torch.no_grad()

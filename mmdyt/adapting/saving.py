@@ -53,7 +53,7 @@ def load_tuned(vit: nn.Module, method: str, path: Path) -> float | None:
         if not name.endswith('.capacity'):
             where = 'the network' if name in wanted else 'the file'
             raise ValueError(f'{path.name} must hold what the network tunes, got {name} in {where} only.')
-    for name, value in tensors.items():
+    for name, value in sorted(tensors.items()):
         if name in wanted and value.shape != wanted[name].shape:
             raise ValueError(
                 f'{path.name} must hold tensors as the network has them, got {name} of {tuple(value.shape)}, not '

@@ -62,6 +62,5 @@ def host_of(vit: nn.Module) -> Host | None:
     singles = ('cls_token', 'class_embedding', 'distillation_token')
     prefix = sum(getattr(embeddings, name, None) is not None for name in singles)
     registers = getattr(embeddings, 'register_tokens', None)
-    return Host(
-        layers, NAMES, patch, prefix + (0 if registers is None else registers.shape[1]), r'^(\w+_)?classifier\.'
-    )
+    prefix += 0 if registers is None else registers.shape[1]
+    return Host(layers, NAMES, patch, prefix, r'^(\w+_)?classifier\.')

@@ -1,6 +1,6 @@
 # make demo    draw a small data set, adapt a frozen ViT to it and show what is skipped
 # make test    run the tests, two at a time; PYTEST_ARGS='-m slow', say, chooses others, WORKERS=8 runs 8 at a time
-# make test-core  run the tests of core and parts in an environment that has torch and pytest and nothing else
+# make test-core  run the tests of core, parts and adapt in an environment that has torch and pytest and nothing else
 # make lint    check the code's style
 # make clean   remove the virtual environment and all caches
 #
@@ -41,7 +41,7 @@ test: $(STAMP)
 	$(VENV_PYTHON) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-core: $(CORE_STAMP)
-	.venv-core/bin/python -m pytest tests/core tests/parts $(PYTEST_ARGS)
+	.venv-core/bin/python -m pytest tests/core tests/parts tests/adapting $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check mmdyt tools tests configs setup.py

@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmdyt.core.part import parts
+from mmdyt.files import whole_path
 
 FORMAT = 'mmdyt.adapt.1'
 
@@ -26,14 +27,13 @@ def save_tuned(vit: nn.Module, method: str, rate: float | None, path: Path) -> N
     kept, base = _divided(vit)
     about = dict(format=FORMAT, method=method, rate=json.dumps(rate), base=base)
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
-    beside = path.with_name(f'{path.name}.part')  # an interrupted save leaves the old file
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
+    with whole_path(path) as beside:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save_file
 
-        save_file(kept, beside, metadata=about)
-    else:
-        torch.save(dict(about, tensors=kept), beside)
-    beside.replace(path)
+            save_file(kept, beside, metadata=about)
+        else:
+            torch.save(dict(about, tensors=kept), beside)
 
 
 def load_tuned(vit: nn.Module, method: str, path: Path) -> float | None:

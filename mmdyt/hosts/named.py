@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from operator import attrgetter
 
 import torch
@@ -16,7 +17,7 @@ from mmdyt.core.block import Block, Place
 from mmdyt.core.telling import tell_of
 from mmdyt.core.tokens import TokenState
 
-TOLERANCE = 1e-4  # of the largest value, between a layer and the block made of it; rounding is far less in fp32
+TOLERANCE = 1e-2  # of the largest update, between a layer and the block made of it; rounding is less in TF32, too
 NOTHING = ('output_hidden_states', 'return_dict')  # what layers are told and do not read
 PROBED = 5  # tokens, of which blocks and layers must make the same
 
@@ -102,6 +103,8 @@ class NamedLayer(Block):
         ValueError: If the layer has not the modules that the names say, others with parameters, or other widths.
     """
 
+    kind: type[nn.Module]  # of the library's layer
+
     def __init__(
         self,
         layer: nn.Module,
@@ -169,6 +172,10 @@ class NamedLayer(Block):
                     f'vit must have heads that share the width {dim}, got {len(self.find(name).weight)} rows of '
                     f'{self._paths[name]}, not {width}.'
                 )
+
+    def __reduce_ex__(self, protocol):
+        """Classes made on the way are found again by that of the library's layer."""
+        return _empty, (self.kind,), self.__dict__
 
     def paths(self) -> Mapping[str, str]:
         """Where the modules are that can be rewritten, by ``<site>.<name>``."""
@@ -239,8 +246,7 @@ def as_block(layer: nn.Module, names: Names, place: Place, **options) -> NamedLa
     Raises:
         ValueError: If it does not: the layer is another one than its names say.
     """
-    kind = type(f'Adapted{type(layer).__name__}', (NamedLayer, type(layer)), {'__module__': NamedLayer.__module__})
-    block = kind(layer, names, place, **options)
+    block = _class_for(type(layer))(layer, names, place, **options)
     parameter = next(layer.parameters())
     if parameter.device.type == 'meta':
         return block
@@ -260,7 +266,7 @@ def as_block(layer: nn.Module, names: Names, place: Place, **options) -> NamedLa
         block.dynamic.train(layer.training)
     block._gives_tuple = isinstance(given, tuple)
     given = given[0] if block._gives_tuple else given
-    if not _near(found, given):
+    if not _near(found, given, x):
         raise ValueError(
             f'vit must have layers that add attention and an MLP to normed tokens, got a {type(layer).__name__} with '
             'modules like these, which computes something else.'
@@ -278,10 +284,22 @@ def left_out() -> Iterator[None]:
         LEFT_OUT.reset(token)
 
 
-def _near(found: Tensor, given: Tensor) -> bool:
-    scale = max(given.abs().max().item(), 1e-6)
-    halves = 50 if given.dtype in (torch.float16, torch.bfloat16) else 1
-    return (found - given).abs().max().item() <= halves * TOLERANCE * scale
+@cache
+def _class_for(kind: type[nn.Module]) -> type[NamedLayer]:
+    """Blocks that are layers of a library's class, too."""
+    return type(f'Adapted{kind.__name__}', (NamedLayer, kind), dict(kind=kind, __module__=__name__))
+
+
+def _empty(kind: type[nn.Module]) -> NamedLayer:
+    """A block without anything in it, to be filled by a pickle or a copy."""
+    block = _class_for(kind)
+    return block.__new__(block)
+
+
+def _near(found: Tensor, given: Tensor, x: Tensor) -> bool:
+    """Whether two updates of x are the same but for rounding; layer scale makes them small beside it."""
+    rounding = 4 * torch.finfo(x.dtype).eps * given.abs().max()
+    return bool((found - given).abs().max() <= TOLERANCE * (given - x).abs().max() + rounding)
 
 
 def _has(layer: nn.Module, path: str) -> bool:

@@ -1,6 +1,7 @@
 """A network in memory gets parts and computes what it did; timm's and Hugging Face's names, written out by hand."""
 
 import copy
+import pickle
 import threading
 
 import pytest
@@ -195,6 +196,32 @@ def test_networks_and_threads_do_not_hear_of_each_other():
 
 
 @torch.no_grad()
+def test_a_pickled_network_is_the_same():
+    for kind in VITS:
+        model = adapted(kind, 'dyt', 0.5)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(images()), model(images()))
+
+
+@pytest.mark.parametrize('kind', VITS)
+@torch.no_grad()
+def test_halves_and_small_layer_scales_are_adapted(kind):
+    vit = scrambled(VITS[kind]()).bfloat16()
+    for name, parameter in vit.named_parameters():
+        if 'gamma' in name:
+            parameter.fill_(1e-5)
+    model = mmdyt.adapt(vit, 'dyt', rate=0.5)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model(images().bfloat16()).isfinite().all()
+
+
+class SmallStrange(TimmBlock):
+    """Another function, told by its small update alone."""
+
+    def forward(self, x):
+        return x + 1e-5 * self.attn(x)
+
+
+@torch.no_grad()
 def test_parts_are_given_as_configs_and_classes_too():
     by_word = adapted('hf', 'lora', rank=2)
     by_config = adapted('hf', [dict(type='mmdyt.LoRA', on='attn.qkv', rows='qv', rank=2, layers=[0, 1, 2])])
@@ -243,6 +270,9 @@ REFUSED = {
     'no network': (lambda: 'vit', {}, "vit must be a network, got a str"),
     'no transformer': (lambda: torch.nn.Linear(2, 2), {}, 'vit must be a Vision Transformer of timm .* got a Linear'),
     'another order': (lambda: TimmViT(Strange), {}, 'got a Strange with modules like these, which computes something'),
+    'another small update': (
+        lambda: TimmViT(SmallStrange), {}, 'got a SmallStrange with modules like these'
+    ),
     'something beside': (lambda: TimmViT(More), {}, 'got attn.q_norm.weight in one'),
     'something less': (lambda: TimmViT(Less), {}, 'got a Less without attn.proj'),
     'unknown word': (TimmViT, dict(method='dytt'), "method must be one of .*'lora'.*, got 'dytt'"),

@@ -17,7 +17,7 @@ from mmdyt.core.restoring import RESTORE
 from mmdyt.core.tuning import PARTS, Tuned, set_tuned
 from mmdyt.hosts import hf, timm
 from mmdyt.hosts.library import Host
-from mmdyt.hosts.named import NamedLayer, as_block
+from mmdyt.hosts.named import NamedLayer, Network, as_block
 
 from .adapted import Adapted
 from .methods import Given, Method, method_of
@@ -113,7 +113,7 @@ def host_of(vit: nn.Module) -> Host:
 def _blocks(host: Host, method: Method, inference: str, training: str, restore: str) -> list[NamedLayer]:
     """The layers as blocks; the network still has its own."""
     values = host.patch.weight[0].numel()
-    network, depth = _Network(), len(host.layers)
+    network, depth = Network(), len(host.layers)
     options = dict(dispatch=method.dispatch, keys=method.keys, inference=inference, training=training)
     return [
         as_block(
@@ -146,7 +146,3 @@ def _attach(blocks: Sequence[NamedLayer], method: Method, restore: str) -> None:
         for part in parts(block):
             part.to(device=like.device, dtype=like.dtype)
         block.dynamic.train(block.training)
-
-
-class _Network:
-    """What blocks of one network have in common: itself."""

@@ -22,7 +22,7 @@ NOTHING = ('output_hidden_states', 'return_dict')  # what layers are told and do
 PROBED = 5  # tokens, of which blocks and layers must make the same
 
 # what is known of the tokens in the passes that run now, by network
-STATES: ContextVar[Mapping[object, TokenState] | None] = ContextVar('mmdyt_states', default=None)
+STATES: ContextVar[Mapping['Network', TokenState] | None] = ContextVar('mmdyt_states', default=None)
 LEFT_OUT: ContextVar[bool] = ContextVar('mmdyt_left_out', default=False)
 
 
@@ -81,6 +81,28 @@ class Names:
     after_mlp: tuple[str, ...]
 
 
+class Network:
+    """What the blocks of one network share: its pass, in one thread (or task) only.
+
+    ``torch.compile`` cannot set context variables: what it traces keeps the state here, in one thread at a time.
+    """
+
+    def __init__(self):
+        self._traced: TokenState | None = None
+
+    def state(self) -> TokenState | None:
+        """Of the pass that runs here and now."""
+        return self._traced if torch.compiler.is_compiling() else (STATES.get() or {}).get(self)
+
+    def keep(self, state: TokenState | None) -> None:
+        """Hand it on to the next block; None ends the pass."""
+        if torch.compiler.is_compiling():
+            self._traced = state
+            return
+        others = {network: of for network, of in (STATES.get() or {}).items() if network is not self}
+        STATES.set(others if state is None else others | {self: state})
+
+
 class NamedLayer(Block):
     """A block that took over the children of a library's layer, under the same names.
 
@@ -96,7 +118,7 @@ class NamedLayer(Block):
         inference: Executor of inference.
         training: Executor of training, as of the backbone: what cannot run it runs ``'masked'``.
         keys: Which tokens active ones attend to.
-        network: The same object for all blocks of a network.
+        network: The same for all blocks of a network.
         restoring: What patches get whose token was merged or dropped.
 
     Raises:
@@ -115,7 +137,7 @@ class NamedLayer(Block):
         inference: str,
         training: str,
         keys: str,
-        network: object,
+        network: Network,
         restoring: str,
     ):
         nn.Module.__init__(self)
@@ -222,16 +244,14 @@ class NamedLayer(Block):
 
     def _in_pass(self, x: Tensor) -> Tensor:
         """Run with what the pass knows of the tokens."""
-        states = {key: state for key, state in (STATES.get() or {}).items() if key is not self._network}
-        if self.place.index == 0:
-            state = TokenState(self.place.prefix, restoring=self._restoring)
-        elif (state := (STATES.get() or {}).get(self._network)) is None:
+        first, last = self.place.index == 0, self.place.index == self.place.depth - 1
+        state = TokenState(self.place.prefix, restoring=self._restoring) if first else self._network.state()
+        if state is None:
             raise ValueError(
                 f'layers must run from the first one on, got layer {self.place.index} on its own. Gradient '
                 'checkpointing must be off: it runs them again, alone.'
             )
-        last = self.place.index == self.place.depth - 1
-        STATES.set(states if last else states | {self._network: state})
+        self._network.keep(None if last else state)
         x = super().forward(x, state)
         if not last:
             return x

@@ -221,6 +221,16 @@ class SmallStrange(TimmBlock):
         return x + 1e-5 * self.attn(x)
 
 
+@pytest.mark.parametrize('kind', VITS)
+@torch.no_grad()
+def test_it_is_one_graph_and_can_be_exported(kind):
+    model = adapted(kind, 'dyt', 0.5)
+    explained = torch._dynamo.explain(model)(images())
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    exported = torch.export.export(model, (images(),), strict=False).module()
+    assert torch.equal(exported(images(seed=4)), model(images(seed=4)))
+
+
 @torch.no_grad()
 def test_parts_are_given_as_configs_and_classes_too():
     by_word = adapted('hf', 'lora', rank=2)

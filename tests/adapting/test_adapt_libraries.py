@@ -152,3 +152,15 @@ def test_attention_weights_of_hugging_face_are_refused(transformers):
     model = mmdyt.adapt(transformers.ViTModel(transformers.ViTConfig(**HF)), 'dyt')
     with pytest.raises(ValueError, match='output_attentions must not be given'):
         model(images(), output_attentions=True)
+
+
+def test_checkpointing_of_hugging_face_is_refused(transformers):
+    vit = transformers.ViTModel(transformers.ViTConfig(**HF))
+    model = mmdyt.adapt(vit, 'dyt').train()
+    vit.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match='checkpointing must be off'):
+        model(images()).last_hidden_state.sum().backward()
+    other = transformers.ViTModel(transformers.ViTConfig(**HF))
+    other.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match='gradient_checkpointing must be off'):
+        mmdyt.adapt(other)

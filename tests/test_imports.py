@@ -16,7 +16,7 @@ WITHIN = dict(
     core=(),
     parts=('mmdyt.core',),
     hosts=('mmdyt.core',),
-    adapting=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.files'),
+    adapting=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.files', 'mmdyt.tuned.fingerprint'),
     models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.registry', 'mmdyt.compat'),
     engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.tuned'),
     preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat', 'mmdyt.tuned'),
@@ -61,10 +61,11 @@ import importlib.util, pkgutil, sys
 from pathlib import Path
 
 BARE = 'core', 'parts', 'hosts', 'adapting'
+ALONE = 'mmdyt', 'mmdyt.files', 'mmdyt.tuned', 'mmdyt.tuned.fingerprint', 'mmap'
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        ours = name in ('mmdyt', 'mmdyt.files', 'mmap') or name.startswith(tuple(f'mmdyt.{area}' for area in BARE))
+        ours = name in ALONE or name.startswith(tuple(f'mmdyt.{area}' for area in BARE))
         if name.startswith(('mm', 'cv2', 'torchvision', 'decord', 'timm', 'transformers')) and not ours:
             raise ImportError(f'{name} must not be imported')
 

@@ -1,6 +1,5 @@
 """Files of what was tuned, without the frozen network."""
 
-import hashlib
 import json
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from mmdyt.core.part import parts
 from mmdyt.files import whole_path
+from mmdyt.tuned.fingerprint import compare, fingerprint
 
 FORMAT = 'mmdyt.adapt.1'
 
@@ -25,7 +25,7 @@ def save_tuned(vit: nn.Module, method: str, rate: float | None, path: Path) -> N
         path: ``.safetensors``, or another ending.
     """
     kept, base = _divided(vit)
-    about = dict(format=FORMAT, method=method, rate=json.dumps(rate), base=base)
+    about = dict(format=FORMAT, method=method, rate=json.dumps(rate), base=json.dumps(fingerprint(base)))
     kept = {name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}
     with whole_path(path) as beside:
         if path.suffix == '.safetensors':
@@ -59,14 +59,16 @@ def load_tuned(vit: nn.Module, method: str, path: Path) -> float | None:
                 f'{path.name} must hold tensors as the network has them, got {name} of {tuple(value.shape)}, not '
                 f'{tuple(wanted[name].shape)}.'
             )
-    if about['base'] != base:
-        raise ValueError(f'vit must have the frozen layers of {path.name}, got others: names or shapes differ.')
+    match = compare(json.loads(about['base']), base)
+    if match.form is None:
+        name = [*match.missing, *match.different][0]
+        raise ValueError(f'vit must have the frozen tensors that {path.name} was tuned on, got another {name}.')
     vit.load_state_dict(tensors, strict=False)
     return json.loads(about['rate'])
 
 
-def _divided(vit: nn.Module) -> tuple[dict[str, Tensor], str]:
-    """What is saved of a network, and a fingerprint of the names and shapes of the rest."""
+def _divided(vit: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What is saved of a network, and the rest."""
     of_parts = {id(part) for part in parts(vit)}
     within = tuple(f'{name}.' for name, module in vit.named_modules() if id(module) in of_parts)
     parameters = dict(vit.named_parameters(remove_duplicate=False))
@@ -74,8 +76,7 @@ def _divided(vit: nn.Module) -> tuple[dict[str, Tensor], str]:
     for name, value in vit.state_dict().items():
         frozen = name in parameters and not parameters[name].requires_grad and not name.startswith(within)
         (rest if frozen else kept)[name] = value
-    shapes = json.dumps([[name, list(value.shape)] for name, value in sorted(rest.items())])
-    return kept, hashlib.sha256(shapes.encode()).hexdigest()
+    return kept, rest
 
 
 def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:

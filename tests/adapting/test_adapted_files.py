@@ -45,25 +45,36 @@ def broken(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
-def deeper():
-    vit = TimmViT()
+def larger():
+    vit = scrambled(TimmViT())
     vit.pos_embed = torch.nn.Parameter(torch.zeros(1, 26, 16))
     return vit
 
 
-WRONG = {
-    'another method': (TimmViT, dict(method='adapter'), None, 'method must be that of tuned'),
-    'another option': (TimmViT, dict(method='lora', rank=4), None, 'method must be that of tuned'),
-    'another base': (deeper, {}, None, 'vit must have the frozen layers of tuned'),
-    'another head': (lambda: with_classes(7), {}, None, r'got head.bias of \(5,\), not \(7,\)'),
-    'truncated': (TimmViT, {}, broken, 'path must name a whole file'),
-}  # fmt: skip
+def retrained():
+    vit = scrambled(TimmViT())
+    vit.blocks[1].mlp.fc1.weight.data[0, 0] += 0.01
+    return vit
 
 
 def with_classes(number):
-    vit = TimmViT()
+    vit = scrambled(TimmViT())
     vit.head = torch.nn.Linear(16, number)
     return vit
+
+
+def plain():
+    return scrambled(TimmViT())
+
+
+WRONG = {
+    'another method': (plain, dict(method='adapter'), None, 'method must be that of tuned'),
+    'another option': (plain, dict(method='lora', rank=4), None, 'method must be that of tuned'),
+    'another base': (larger, {}, None, 'the frozen tensors that tuned.* another pos_embed'),
+    'other values': (retrained, {}, None, 'another blocks.1.mlp.fc1.weight'),
+    'another head': (lambda: with_classes(7), {}, None, r'got head.bias of \(5,\), not \(7,\)'),
+    'truncated': (plain, {}, broken, 'path must name a whole file'),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('ending', ENDINGS)
@@ -79,6 +90,15 @@ def test_a_wrong_file_changes_nothing(tmp_path, build, options, spoil, said, end
     with pytest.raises(ValueError, match=said):
         model.load(path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_base_in_half_precision_is_the_same(tmp_path):
+    adapted('timm', 'lora').save(tmp_path / 'tuned.pth')
+    vit = scrambled(TimmViT())
+    for parameter in vit.parameters():
+        parameter.copy_(parameter.bfloat16().float())
+    mmdyt.adapt(vit, 'lora').load(tmp_path / 'tuned.pth')
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

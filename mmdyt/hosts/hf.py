@@ -10,7 +10,7 @@ from .named import Attention, FeedForward, Names
 
 
 def _attention(at: str, proj: str, heads: str, dropout: str) -> Attention:
-    return Attention(tuple(f'{at}.{row}_proj' for row in 'qkv'), f'{at}.{proj}', f'{at}.{heads}', f'{at}.{dropout}')
+    return Attention(tuple(f'{at}.{row}_proj' for row in 'qkv'), f'{at}.{proj}', f'{at}.{heads}', (f'{at}.{dropout}',))
 
 
 NAMES = Names(
@@ -22,7 +22,7 @@ NAMES = Names(
             tuple(f'attention.attention.{row}' for row in ('query', 'key', 'value')),
             'attention.output.dense',
             'attention.attention.num_attention_heads',
-            'attention.attention.dropout_prob',
+            ('attention.attention.dropout_prob', 'attention.attention.dropout'),
         ),
     ),
     mlps=(

@@ -34,13 +34,13 @@ class Attention:
         qkv: Paths of one linear layer for queries, keys and values, or of three.
         proj: Path of the output projection.
         heads: Path of the number of heads.
-        dropout: Path of the dropout on attention weights, a module or a number; where there is none it is 0.
+        dropout: Paths of the dropout on attention weights, a module or a number; where none exists it is 0.
     """
 
     qkv: tuple[str, ...]
     proj: str
     heads: str
-    dropout: str
+    dropout: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class NamedLayer(Block):
             for paths in (names.after_attention, names.after_mlp, mlp.inner)
         )
         self.num_heads = attrgetter(attention.heads)(self)
-        dropout = attrgetter(attention.dropout)(self) if _has(self, attention.dropout) else 0.0
+        dropout = next((attrgetter(path)(self) for path in attention.dropout if _has(self, path)), 0.0)
         self.attn_drop = float(getattr(dropout, 'p', dropout))
         self._check_modules()
 

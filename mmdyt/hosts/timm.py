@@ -7,7 +7,7 @@ from .named import Attention, FeedForward, Names
 
 NAMES = Names(
     norms=(('norm1', 'norm2'),),
-    attentions=(Attention(('attn.qkv',), 'attn.proj', 'attn.num_heads', 'attn.attn_drop'),),
+    attentions=(Attention(('attn.qkv',), 'attn.proj', 'attn.num_heads', ('attn.attn_drop',)),),
     mlps=(
         FeedForward('mlp.fc1', 'mlp.fc2', 'mlp.act', inner=('mlp.drop1', 'mlp.norm')),
         FeedForward('mlp.fc1_x', 'mlp.fc2', 'mlp.act', gate='mlp.fc1_g', inner=('mlp.drop1', 'mlp.norm')),

@@ -231,6 +231,16 @@ def test_it_is_one_graph_and_can_be_exported(kind):
     assert torch.equal(exported(images(seed=4)), model(images(seed=4)))
 
 
+@pytest.mark.parametrize(('kind', 'where'), [('timm', 'blocks.1.attn.attn_drop'),
+                                             ('hf', 'vit.encoder.layer.1.attention.attention.dropout')])  # fmt: skip
+def test_dropout_of_attention_goes_on(kind, where):
+    vit = scrambled(VITS[kind]())
+    vit.get_submodule(where).p = 0.3
+    model = mmdyt.adapt(vit, 'adapter')
+    assert [block.attn_drop for block in model.modules() if hasattr(block, 'attn_drop')
+            and hasattr(block, 'place')] == [0.0, 0.3, 0.0]  # fmt: skip
+
+
 @torch.no_grad()
 def test_parts_are_given_as_configs_and_classes_too():
     by_word = adapted('hf', 'lora', rank=2)

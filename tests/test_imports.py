@@ -46,6 +46,9 @@ OWN = {
     'models/recognizer': 'mmaction',
     'datasets/svhn': 'mmpretrain',
     'datasets/clips': 'mmaction',
+    'datasets/class_folders': 'mmpretrain',
+    'datasets/masks': 'mmseg',
+    'datasets/clip_folders': 'mmaction',
 }
 STANDARD = {'collections', 'contextlib', 'contextvars', 'dataclasses', 'functools', 'math', 'numbers', 're', 'typing'}
 # what comes with a torch for GPUs, and how it is told to be left alone; what users are told; where parts are found

@@ -13,6 +13,7 @@ from mmdyt.files import check_out_file
 from .keys import check_options
 from .methods import known_methods, use_method
 from .names import name_of, near
+from .own_data import fill_from_data
 from .processes import check_launcher
 from .refusals import part, warn
 from .resume import latest_checkpoint
@@ -40,8 +41,9 @@ def load_config(args: Namespace) -> Config:
             ``method`` and ``method_options``.
 
     Raises:
-        FileNotFoundError: If the config is missing.
-        ValueError: If the method is unknown, or does not fit the config, or the environment not the launcher.
+        FileNotFoundError: If the config is missing, or data of the user's own (``own``) is.
+        ValueError: If the method is unknown, or does not fit the config, or the environment not the launcher; or data
+            of the user's own is wrong.
     """
     check_launcher(args.launcher)
     path = Path(args.config)
@@ -63,6 +65,7 @@ def load_config(args: Namespace) -> Config:
         check_options(cfg, args.cfg_options)
         with part('--cfg-options', 'fit the config'):
             cfg.merge_from_dict(args.cfg_options)
+    fill_from_data(cfg)
     if isinstance(cfg.get('model'), dict) and cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))  # as a runner does
     cfg.launcher = args.launcher

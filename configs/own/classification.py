@@ -1,0 +1,18 @@
+"""Dynamic Tuning (DyT), ViT-Ti/16, images of your own in class folders (docs/own_data.md); no number in the paper.
+
+python tools/convert_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
+python tools/train.py configs/own/classification.py --cfg-options own.root=FOLDER
+"""
+
+_base_ = [
+    '../_base_/models/dyt_vitb_cls.py',
+    '../_base_/datasets/own_images.py',
+    '../_base_/schedules/adamw_own.py',
+    '../_base_/runtime/mmpretrain.py',
+]
+
+custom_imports = dict(imports=['mmdyt.models.classifier', 'mmdyt.datasets.class_folders', 'mmdyt.engine'])
+model = dict(
+    backbone=dict(
+        arch='deit-tiny', img_size='own.size', init_cfg=dict(checkpoint='pretrain/vit_tiny_patch16_224.pth')),
+    head=dict(num_classes='own.classes', in_channels='own.width'))

@@ -8,11 +8,13 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
+from own_worlds import DRAW
 
 from mmdyt import compat
 from mmdyt.engine.shapes import shapes_only
 from mmdyt.preflight.methods import known_methods, read_method
 from mmdyt.preflight.names import check_types
+from mmdyt.preflight.own_data import fill_from_data
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / 'configs').rglob('*.py'))
@@ -25,9 +27,12 @@ def name(path: Path) -> str:
 
 
 @pytest.mark.parametrize('path', LEAVES, ids=name)
-def test_config_parses_and_its_model_builds(path):
+def test_config_parses_and_its_model_builds(path, tmp_path):
     compat.install()
     cfg = Config.fromfile(path, import_custom_modules=False)
+    if path.parent.name == 'own':
+        cfg.own.root = str(DRAW[path.stem](tmp_path))
+        fill_from_data(cfg)
     import_modules_from_strings(**cfg.custom_imports)
     check_types(cfg, cfg.default_scope)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), shapes_only():

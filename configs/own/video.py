@@ -1,4 +1,4 @@
-"""Dynamic Tuning (DyT), ViT-Ti/16, clips of your own in class folders or lists (docs/own_data.md); no number in the paper.
+"""Dynamic Tuning (DyT), ViT-Ti/16, clips of your own (docs/own_data.md); no number in the paper.
 
 python tools/convert_vit.py vit_tiny_patch16_224_augreg_in21k_ft_in1k.pth pretrain/vit_tiny_patch16_224.pth
 python tools/train.py configs/own/video.py --cfg-options own.root=FOLDER

@@ -60,7 +60,7 @@ class OwnData:
             raise ValueError(f'own.layout must be one of {list(LAYOUTS)}, got {self.layout!r}.')
         if not isinstance(self.root, str) or not self.root:
             raise ValueError(
-                f'own.root must name the folder of your data, got {self.root!r}. --cfg-options own.root=FOLDER'
+                f'own.root must name the folder of your data, got {self.root!r}. Set it: --cfg-options own.root=FOLDER'
             )
         if not Path(self.root).expanduser().is_dir():
             raise FileNotFoundError(f'own.root must name an existing folder, got {self.root}.')

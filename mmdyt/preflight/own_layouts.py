@@ -53,10 +53,12 @@ def read_clips(root: Path, held_out: bool) -> dict:
 
     Raises:
         FileNotFoundError: If a folder or file is missing, or a class has no clip.
-        ValueError: If there are too few classes, or both samples and a share for validation.
+        ValueError: If there are too few classes, or both samples and a share for validation, or a clip is empty.
     """
     if not (root / 'train.txt').is_file():
         found = read_class_folders(root, held_out, CLIPS)
+        for split in {found['train'], found['val']}:
+            _check_full(root / split)
         return found | dict(dataset='mmdyt.ClipFolders', train_list='', val_list='')
     names = read_names(root)
     _check_val(root, 'val.txt', (root / 'val.txt').is_file(), held_out)
@@ -176,6 +178,15 @@ def _named_alike(folder: Path) -> tuple[set[str], str]:
         raise ValueError(f'{folder} must hold images with one ending ({", ".join(IMAGES)}), got {got}.')
     ((ending, names),) = found.items()
     return names, ending
+
+
+def _check_full(folder: Path) -> None:
+    """Refuse empty clips; lists of clips are looked through in the same way later."""
+    files = (file for file in folder.rglob('*') if file.suffix.lower() in CLIPS and file.name[0] != '.')
+    clips = [file for file in files if file.is_file()]
+    empty = sorted(str(file) for file in clips if not file.stat().st_size)
+    if empty:
+        raise ValueError(f'{folder} must hold no empty clip, got {len(empty)} of {len(clips)}, first {empty[0]}.')
 
 
 def _count(folder: Path, endings: Sequence[str], enough: int) -> int:

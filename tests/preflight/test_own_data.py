@@ -125,6 +125,7 @@ CASES = {
     'no mask': (*MASKS, lambda root: (root / 'masks/val/1.png').unlink(), {}, 'none for 1, first 1'),
     'no image': (*MASKS, lambda root: (root / 'images/val/0.jpg').unlink(), {}, 'an image for each mask.*first 0'),
     'endings': (*MASKS, lambda root: (root / 'images/train/x.png').touch(), {}, '6 of .jpg and 1 of .png'),
+    'empty clip': (*CLIPS, lambda root: (root / 'val/red/0.mp4').write_bytes(b''), {}, '1 of 3, first .*val/red/0.mp4'),
     'unlisted': (*LISTS, lambda root: (root / 'classes.txt').write_text('a\nb\nc\nd\n'), {}, r"got none of \['d'\]"),
 }  # fmt: skip
 

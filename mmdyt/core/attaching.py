@@ -6,8 +6,8 @@ import torch.nn as nn
 
 from .block import Block
 from .options import is_integer
-from .part import FILLED_IN, STEPS, Dispatcher, Part, Rewrite, TokenOp, parts
-from .restoring import NEED_OWNER, WITHOUT_OWNER
+from .part import FILLED_IN, STEPS, Delta, Dispatcher, Part, Rewrite, TokenOp, parts
+from .restoring import ADAPT, NEED_OWNER, WITHOUT_OWNER
 
 
 def add_parts(
@@ -93,6 +93,7 @@ def check_parts(layers: Sequence[Block], out_type: str, restore: str) -> None:
         ValueError: Naming the first one.
     """
     before: list[Part] = []
+    leaving = any(part.leaves for layer in layers for part in layer.steps('mid'))
     _check_chained(layers)
     for layer in layers:
         before += [part for step in STEPS for part in layer.steps(step)]
@@ -111,6 +112,16 @@ def check_parts(layers: Sequence[Block], out_type: str, restore: str) -> None:
         if isinstance(part, TokenOp) and part.drops and out_type != 'cls_token' and restore in NEED_OWNER:
             raise ValueError(
                 f'restore must be {WITHOUT_OWNER} with a {type(part).__name__} that drops tokens, got {restore!r}.'
+            )
+        if isinstance(part, Delta) and part.reads_all and out_type != 'cls_token' and restore == ADAPT and leaving:
+            raise ValueError(
+                f'restore must not be {ADAPT!r} with a {type(part).__name__}, which reads all tokens, got it.'
+            )
+    for part in layers[-1].steps('mid') if out_type == 'cls_token' else ():
+        if hasattr(part, 'set_gate'):
+            raise ValueError(
+                f'parts must not hold a {type(part).__name__} in the last layer where nothing but the class token is '
+                'read behind it, got one.'
             )
 
 

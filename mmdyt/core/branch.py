@@ -176,7 +176,9 @@ class DynamicBranch(nn.Module):
         """Cells whose token left go on through the deltas alone, as inactive tokens do, where the state wants that."""
         if not isinstance(state.cells, int) or state.cells:
             left = state.left
-            for delta in (*self.deltas('parallel'), *self.deltas('serial')):
+            for delta in self.deltas('parallel'):
+                left = left + delta.alone(state.left, state)
+            for delta in self.deltas('serial'):
                 left = left + delta.alone(left, state)
             state.left = torch.where(state.live.unsqueeze(-1), state.left, left)
 

@@ -64,7 +64,8 @@ class KeepRateHook(StagedHook):
             )
         if runner.max_iters < 1:
             raise ValueError(f'max_iters must be at least 1 with mmdyt.KeepRateHook, got {runner.max_iters}.')
-        self._wanted = {operation: operation.keep_rate for operation in operations.values()}
+        # a run that an error ended left the rate of its last step
+        self._wanted = {operation: operation.wanted_rate for operation in operations.values()}
         self._fit_at = max(self.first(runner), runner.iter)
         if self._fitted:  # by the run that goes on
             self.go_on_teaching(host)
@@ -76,17 +77,17 @@ class KeepRateHook(StagedHook):
             self._fit(runner, host)
         done = (runner.iter + 1) / runner.max_iters if self._fitted else 0.0
         for operation, wanted in self._wanted.items():
-            operation.set_keep_rate(scheduled_rate(done, self.begin, self.end, wanted))
+            operation.keep_rate = scheduled_rate(done, self.begin, self.end, wanted)
 
     def after_train(self, runner) -> None:
         """The rates that are wanted, whenever training stopped."""
         for operation, wanted in self._wanted.items():
-            operation.set_keep_rate(wanted)
+            operation.keep_rate = wanted
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Remember whether gates are fitted, and the teacher."""
         super().after_load_checkpoint(runner, checkpoint)
-        self._fitted = checkpoint.get('keep_rate_stage', 1) > 1
+        self._fitted = runner._resume and checkpoint.get('keep_rate_stage', 1) > 1
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add whether gates are fitted, and the teacher."""

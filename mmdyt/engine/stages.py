@@ -53,8 +53,8 @@ class StagedHook(Hook):
         self._saved: dict[str, torch.Tensor] | None = None  # the teacher of the checkpoint that is resumed
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Remember the teacher of a run that goes on."""
-        self._saved = checkpoint.get('teacher')
+        """Remember the teacher of a run that goes on; weights that a new run begins with bring none."""
+        self._saved = checkpoint.get('teacher') if runner._resume else None
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Add the teacher, which a resumed run needs."""

@@ -71,10 +71,10 @@ class SparseTokens(TokenOp):
             cls(block.place.dim, num_prefix_tokens=block.place.prefix, **options).attach(block)
 
     def set_keep_rate(self, keep_rate: float) -> None:
-        """Set the share of the patch tokens that stay, in (0, 1]."""
+        """Set the share of the patch tokens that stay, in (0, 1]; training may run with another for a while."""
         if not (is_number(keep_rate) and 0 < keep_rate <= 1):
             raise ValueError(f'keep_rate must lie in (0, 1], got {keep_rate!r}. It is a fraction, not percent.')
-        self.keep_rate = keep_rate
+        self.keep_rate = self.wanted_rate = keep_rate
 
     def forward(self, x: Tensor, state: TokenState) -> Tensor:
         """Keep the best tokens."""

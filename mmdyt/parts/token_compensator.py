@@ -70,7 +70,7 @@ class TokenCompensator(Rewrite):
         self.place: str | None = None  # in the network, once it is attached: ``layers.0.attn.q``
         self.down = nn.Parameter(torch.empty(GROUPS * rank, in_features))  # A_1 ... A_16
         self.up = nn.Parameter(torch.empty(out_features, GROUPS * rank))  # B_1 ... B_16
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout if checkpoint is None else 0.0)  # one from a file is not trained
         self.set_degrees(run_at if tuned_at is None else tuned_at, run_at)
         self.reset_parameters()
 
@@ -215,6 +215,7 @@ def read_bridge(checkpoint: str) -> dict[str, Tensor]:
             f'checkpoint must be a file that tools/train_compensator.py wrote, got {checkpoint}: it is broken '
             f'({type(error).__name__}).'
         ) from error
-    if not (isinstance(content, dict) and 'bridge' in content):
+    tensors = content.get('state_dict') if isinstance(content, dict) and 'bridge' in content else None
+    if not (isinstance(tensors, dict) and all(isinstance(value, Tensor) for value in tensors.values())):
         raise ValueError(f'checkpoint must be a file that tools/train_compensator.py wrote, got {checkpoint}.')
-    return content['state_dict']
+    return tensors

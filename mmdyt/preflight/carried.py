@@ -10,6 +10,25 @@ from mmengine.utils import get_object_from_string, import_modules_from_strings
 from .names import LIBRARIES, registries
 
 HINT = 'Name the config file.'
+# Modules whose classes may be built for a file that may come from anybody, by what they are built for. Being registered
+# is not enough: there are types that evaluate an argument, unpickle or download, and a Runner.
+TRUSTED = dict(
+    model=(
+        'mmdyt.models', 'mmdyt.parts', 'mmdyt.core', 'mmengine.model', 'mmcv.cnn', 'torch.nn',
+        'mmpretrain.models.classifiers.image', 'mmpretrain.models.heads', 'mmpretrain.models.necks',
+        'mmpretrain.models.losses', 'mmpretrain.models.utils.data_preprocessor',
+        'mmpretrain.models.utils.batch_augments', 'mmseg.models.segmentors', 'mmseg.models.decode_heads',
+        'mmseg.models.losses', 'mmseg.models.necks', 'mmseg.models.data_preprocessor', 'mmseg.structures',
+        'mmaction.models.recognizers', 'mmaction.models.heads', 'mmaction.models.losses',
+        'mmaction.models.data_preprocessors', 'mmaction.models.utils',
+    ),
+    pipeline=(
+        'mmdyt.datasets', 'mmcv.transforms', 'mmpretrain.datasets.transforms', 'mmseg.datasets.transforms',
+        'mmaction.datasets.transforms.loading', 'mmaction.datasets.transforms.processing',
+        'mmaction.datasets.transforms.formatting',
+    ),
+)  # fmt: skip
+REFUSED = ('Albu', 'Albumentations')  # which build what they are told from another library, as 'torchvision/...' do
 NUMBERS = dict(inf=math.inf, nan=math.nan)  # as mmengine writes them
 
 
@@ -35,15 +54,26 @@ def carried_config(checkpoint: dict, path: str) -> Config:
     kept = {key: values[key] for key in ('model', 'default_scope', 'custom_imports') if values.get(key) is not None}
     if isinstance(kept.get('model'), dict) and values.get('data_preprocessor') is not None:
         kept['model'].setdefault('data_preprocessor', values['data_preprocessor'])
-    loader = values.get('test_dataloader') or values.get('val_dataloader') or {}
-    dataset = loader.get('dataset') or {}
+    dataset = _innermost(values.get('test_dataloader') or values.get('val_dataloader'))
     kept['test_dataloader'] = dict(dataset={k: dataset[k] for k in ('pipeline', 'metainfo') if k in dataset})
     _check_imports(kept, path)
     scope = kept.setdefault('default_scope', 'mmengine')
     _check_scope(scope, 'default_scope', path)
-    import_modules_from_strings(**kept.get('custom_imports', dict(imports=[])))
+    import_modules_from_strings(kept.get('custom_imports', {}).get('imports', []))
     _check_registered(dict(model=kept.get('model'), pipeline=dataset.get('pipeline')), scope, '', path)
     return Config(kept)
+
+
+def _innermost(loader) -> dict:
+    """The data set of a loader within whatever repeats or joins such."""
+    dataset = loader.get('dataset') if isinstance(loader, dict) else None
+    while isinstance(dataset, dict) and 'pipeline' not in dataset:
+        parts = dataset.get('datasets')
+        inner = parts[0] if isinstance(parts, list | tuple) and parts else dataset.get('dataset')
+        if not isinstance(inner, dict):
+            break
+        dataset = inner
+    return dataset if isinstance(dataset, dict) else {}
 
 
 def config_text(checkpoint: dict, path: str) -> str:
@@ -81,7 +111,7 @@ def read_values(text: str, path: str) -> dict:
             f'checkpoint must carry a config of plain values, got {_words(code.node)} in line '
             f'{code.node.lineno} of that in {path}. Code of a checkpoint is never run. {HINT}'
         ) from None
-    except (SyntaxError, RecursionError, MemoryError) as error:
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise ValueError(
             f'checkpoint must carry a config that can be read, got {type(error).__name__} in that of {path}. {HINT}'
         ) from error
@@ -152,25 +182,33 @@ def _check_registered(node, scope: str, where: str, path: str) -> None:
     scope = node.get('_scope_', scope)
     _check_scope(scope, f'{where}._scope_'.lstrip('.'), path)
     kind = node.get('type')
-    if 'type' in node and not (isinstance(kind, str) and _registered(kind, scope)):
+    if 'type' in node and not (isinstance(kind, str) and _trusted(_registered(kind, scope), kind, where)):
         raise ValueError(
-            f'{where.lstrip(".")}.type must be a registered type in a config that a checkpoint carries, got {kind!r} '
-            f'in {path}. {HINT}'
+            f'{where.lstrip(".")}.type must be a registered type that predicting needs in a config that a checkpoint '
+            f'carries, got {kind!r} in {path}. {HINT}'
         )
     for key, value in node.items():
         _check_registered(value, scope, f'{where}.{key}', path)
 
 
-def _registered(kind: str, scope: str) -> bool:
-    """Whether a registry holds what mmengine will find by a name, ``scope.name``, or a whole path within a library."""
+def _trusted(found: list, kind: str, where: str) -> bool:
+    """Whether whatever mmengine may find by a type is one of the classes that are built for files of anybody."""
+    modules = TRUSTED[where.lstrip('.').partition('.')[0].partition('[')[0]]
+    names = [f'{one.__module__}.' for one in found]
+    safe = all(name.startswith(tuple(f'{module}.' for module in modules)) for name in names)
+    return bool(found) and safe and '/' not in kind and kind.rpartition('.')[2] not in REFUSED
+
+
+def _registered(kind: str, scope: str) -> list:
+    """What registries hold that mmengine may find by a name, ``scope.name``, or a whole path within a library."""
     prefix, _, name = kind.rpartition('.')
     library = prefix.split('.')[0] or scope
     if library not in LIBRARIES:
-        return False
+        return []
     known = [registry.module_dict for registry in registries(library)]
     if prefix in ('', library):
-        return any(name in names for names in known)
+        return [names[name] for names in known if name in names]
     with suppress(Exception):  # whatever importing a module that is not there may raise
         found = get_object_from_string(kind)  # as Python-style configs name classes
-        return any(found is one for names in known for one in names.values())
-    return False
+        return [one for names in known for one in names.values() if one is found]
+    return []

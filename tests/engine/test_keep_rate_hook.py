@@ -96,6 +96,33 @@ def test_a_resumed_run_ends_alike(sparse, run_tool, tmp_path, monkeypatch, first
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_weights_of_another_run_are_no_run_that_goes_on(sparse, run_tool, tmp_path, monkeypatch):
+    """Its gates are fitted anew, and its teacher does not teach."""
+    work_dir, config = sparse
+    monkeypatch.syspath_prepend(config.parent)
+    run_tool('train', config, '--work-dir', tmp_path, '--cfg-options', f'load_from={work_dir / "iter_6.pth"}')
+    assert all(
+        not torch.equal(b, a)
+        for b, a in zip(gates(work_dir / 'iter_6.pth'), gates(tmp_path / 'iter_6.pth'), strict=True)
+    )
+    assert len([row for row in rows(tmp_path) if 'loss_features' in row]) == 3
+
+
+def test_a_run_that_an_error_ended_leaves_the_wanted_rate():
+    model = torch.nn.ModuleList([EvidenceTokens(8, keep_rate=0.5)])
+    wrapper = SimpleNamespace(_accumulative_counts=1)
+    runner = SimpleNamespace(model=model, hooks=[], max_iters=6, iter=0, optim_wrapper=wrapper)
+    KeepRateHook().before_train(runner)
+    first = KeepRateHook()
+    first.before_train(runner)
+    first.before_train_iter(runner, 0)
+    assert model[0].keep_rate == 1  # and there the error
+    again = KeepRateHook()
+    again.before_train(runner)
+    again.after_train(runner)
+    assert model[0].keep_rate == 0.5
+
+
 def test_tokens_kept_by_attention_have_stages_too(tiny_config, run_tool, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     config = write(tmp_path, tiny_config, 'SparseTokens')

@@ -86,7 +86,7 @@ def test_the_cost_is_that_of_an_operator_counter(parts, dispatched, cls):
     assert counted < count_macs(lambda: build([], with_cls_token=cls, out_type='featmap', adapter=None)(x)) * 1.2
 
 
-@pytest.mark.parametrize('adapters', [['dense'], ['plain'], ['plain', 'plus'], []], ids='+'.join)
+@pytest.mark.parametrize('adapters', [['dense'], ['plain'], ['plain', 'dense', 'plus'], []], ids='+'.join)
 @pytest.mark.parametrize('fuse', ['sum', 'none'])
 def test_cells_that_left_go_on_through_the_adapters_at_their_cost(fuse, adapters):
     kinds = dict(dense=SPARSE[1], plain=dict(type='mmdyt.Adapter', bottleneck=4), plus=dict(type='mmdyt.AdapterPlus'))
@@ -107,8 +107,9 @@ def test_cells_that_left_go_on_through_the_adapters_at_their_cost(fuse, adapters
     before = dict(live=seen[1][0], value=seen[1][1])  # as of the second layer, where the first step is
     gone, value = ~before['live'], before['value']
     for layer in model.layers[2:]:
+        read = value
         for part in layer.dynamic['mlp'].deltas('parallel'):
-            value = value + part.alone(value, TokenState(1))
+            value = value + part.alone(read, TokenState(1))
         for part in layer.dynamic['mlp'].deltas('serial'):
             value = value + part.alone(value, TokenState(1))
     torch.testing.assert_close(features[gone], value[gone], rtol=0, atol=1e-5)
@@ -352,6 +353,16 @@ LEVEL = TOKENS | dict(decide_per='level', out_indices=[1, 3], out_type='featmap'
             dict(type='mmdyt.SparseTokens', fuse='none'),
             dict(out_type='featmap', restore='fused'),
             "restore must be 'stale', 'stale+adapter' or 'knn' with a SparseTokens that drops tokens, got 'fused'.",
+        ),
+        (
+            dict(type='mmdyt.SparseTokens'),
+            dict(restore='stale+adapter', adapter=dict(type='mmdyt.MoEAdapter', num_experts=2), out_type='featmap'),
+            "restore must not be 'stale+adapter' with a MoEAdapter, which reads all tokens, got it.",
+        ),
+        (
+            dict(type='mmdyt.EvidenceTokens', at=[3]),
+            dict(),
+            'parts must not hold a EvidenceTokens in the last layer where nothing but the class token is read',
         ),
         (
             dict(type='mmdyt.ToMe'),

@@ -80,6 +80,13 @@ def test_code_is_refused_and_not_run(code, tmp_path):
         ("model = dict(type=('ImageClassifier',))", 'model.type must be a registered type'),
         ("model = dict(type='mmengine.fileio.dump', obj=1, file='x')", 'model.type must be a registered type'),
         ("model = dict(type='mmseg.none.Here')", 'model.type must be a registered type'),
+        ("model = dict(type='mmengine.runner.Runner', work_dir='x')", 'model.type must be a registered type'),
+        ("model = dict(type='ImageClassifier', neck=dict(type='mmengine.hooks.EMAHook'))", 'model.neck.type must be'),
+        ("model = dict(type='RAM')", 'model.type must be a registered type'),
+        ("model = dict(type='TIMMBackbone')", 'model.type must be a registered type'),
+        (MODEL + "pipeline=[dict(type='torchvision/ConvertImageDtype', dtype='x')]))", r'pipeline\[0\].type must be'),
+        (MODEL + "pipeline=[dict(type='Albumentations', transforms=[])]))", r'pipeline\[0\].type must be'),
+        ('x = {[]: 1}', 'that can be read, got TypeError'),
         (MODEL + "pipeline=[dict(type='evil_module.step')]))", r'pipeline\[0\].type must be a registered type'),
     ],
 )
@@ -100,3 +107,14 @@ def test_types_that_are_classes_are_read_by_their_paths():
     path = 'mmpretrain.models.classifiers.image.ImageClassifier'
     text = f"default_scope = 'mmpretrain'\nmodel = dict(type='{path}', head=dict(type='mmdyt.MoEAdapterNeck'))"
     assert carried_config(dict(meta=dict(cfg=text)), 'it').model.type == path
+
+
+@pytest.mark.parametrize(
+    'outer', ["dict(type='RepeatDataset', times=2, dataset={})", "dict(type='ConcatDataset', datasets=[{}])"]
+)
+def test_wrapped_data_sets_are_unwrapped(outer):
+    inner = "dict(type='CustomDataset', pipeline=[dict(type='LoadImageFromFile')])"
+    model = "model = dict(type='ImageClassifier')\ndefault_scope = 'mmpretrain'\n"
+    text = f'{model}test_dataloader = dict(dataset={outer.format(inner)})'
+    dataset = carried_config(dict(meta=dict(cfg=text)), 'it').test_dataloader.dataset
+    assert dataset.pipeline == [dict(type='LoadImageFromFile')]

@@ -205,8 +205,8 @@ def test_thresholds_evidence_and_mean_updates_are_those_of_tokens_that_count(cfg
         expected = updates[name][:, 1:][~padded()].mean(0)
         torch.testing.assert_close(branch.deltas('inactive')[0].value, expected)
 
-    counts, add = [], evidence._Moments.add
-    monkeypatch.setattr(evidence._Moments, 'add', lambda self, x, y: counts.append(len(x)) or add(self, x, y))
+    counts, add = [], evidence.Moments.add
+    monkeypatch.setattr(evidence.Moments, 'add', lambda self, x, y: counts.append(len(x)) or add(self, x, y))
     evidence.fit_dispatchers(model, [lambda: run(model, 'loss')['decode.loss_ce']])
     assert counts == [sum(SHOWN)] * 4
 

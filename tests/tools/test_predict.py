@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -134,7 +135,9 @@ def test_ctrl_c_keeps_what_is_done(made, tmp_path):
     out = tmp_path / 'out'
     command = [sys.executable, ROOT / 'tools/predict.py', checkpoint, listed, '--out', out, '--batch-size', '1']
     env = os.environ | dict(PYTHONPATH=str(ROOT))
-    process = subprocess.Popen([*command, '--device', 'cpu'], env=env, stderr=subprocess.PIPE, text=True)
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # else ignored in the background
+    options = dict(env=env, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
+    process = subprocess.Popen([*command, '--device', 'cpu'], **options)
     try:
         end = time.monotonic() + 120
         while not ((out / 'predictions.jsonl').exists() and len(lines_of_whole(out)) >= 3):

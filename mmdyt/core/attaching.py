@@ -117,12 +117,6 @@ def check_parts(layers: Sequence[Block], out_type: str, restore: str) -> None:
             raise ValueError(
                 f'restore must not be {ADAPT!r} with a {type(part).__name__}, which reads all tokens, got it.'
             )
-    for part in layers[-1].steps('mid') if out_type == 'cls_token' else ():
-        if hasattr(part, 'set_gate'):
-            raise ValueError(
-                f'parts must not hold a {type(part).__name__} in the last layer where nothing but the class token is '
-                'read behind it, got one.'
-            )
 
 
 def _check_stopping(layer: Block) -> None:

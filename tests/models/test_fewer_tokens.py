@@ -360,11 +360,6 @@ LEVEL = TOKENS | dict(decide_per='level', out_indices=[1, 3], out_type='featmap'
             "restore must not be 'stale+adapter' with a MoEAdapter, which reads all tokens, got it.",
         ),
         (
-            dict(type='mmdyt.EvidenceTokens', at=[3]),
-            dict(),
-            'parts must not hold a EvidenceTokens in the last layer where nothing but the class token is read',
-        ),
-        (
             dict(type='mmdyt.ToMe'),
             dict(restore='best'),
             "restore must be one of ['stale', 'stale+delta', 'stale+adapter'",

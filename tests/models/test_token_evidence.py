@@ -114,6 +114,14 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_changed(parts, losses, opt
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_gate_behind_which_nothing_is_read_stays_as_it_was():
+    model = build([dict(GATED[0], at=[1, 3]), GATED[1]], out_type='cls_token')
+    first, last = gated(model).values()
+    before = last.gate.weight.clone()
+    explained = fit_token_gates(model, [lambda: loss_of(model(images())[-1])])
+    assert list(explained) == [NAMES[0]] and torch.equal(last.gate.weight, before)
+
+
 def test_a_diverged_model_is_not_fitted():
     model = build(GATED, out_type='featmap')
     with pytest.raises(ValueError, match='losses must give finite evidence for some image, got none'):

@@ -11,6 +11,8 @@ import torch
 from conftest import ROOT, forget_runs, load_tool
 from own_worlds import DRAW, NAMES
 
+from mmdyt.preflight.checkpoints import read_checkpoint
+
 PAGE = ROOT / 'docs/own_data.md'
 BLOCKS = re.findall(r'```bash\n(.*?)```', PAGE.read_text(), re.DOTALL)
 LOADERS = 'train', 'val', 'test'
@@ -68,7 +70,7 @@ def test_the_commands_run(task, block, folder, capsys):
     sheet = cv2.imread(str(folder / f'work_dirs/{name}_seen/train_contact.png'))
     assert sheet is not None and sheet.std() > 20
     (checkpoint,) = (folder / 'work_dirs' / name).glob(f'{"iter" if task == "segmentation" else "epoch"}_2.pth')
-    meta = torch.load(checkpoint, weights_only=False)['meta']
+    meta = read_checkpoint(str(checkpoint))['meta']
     assert tuple(meta['dataset_meta']['classes']) == NAMES
     kept = (folder / f'work_dirs/{name}/{task}.py').read_text()
     for text in (kept, meta['cfg']):

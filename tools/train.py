@@ -18,15 +18,7 @@ def parse_args() -> argparse.Namespace:
     """Read the command line; the options are those of the OpenMMLab tools."""
     parser = argparse.ArgumentParser(description='Train a model.')
     parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CHECKPOINT',
-        help='continue from a checkpoint; without a value, from the latest one in the work dir',
-    )
-    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+    preflight.add_training_arguments(parser)
     preflight.add_method_arguments(parser)
     preflight.add_dry_run_argument(parser)
     parser.add_argument('--cfg-options', nargs='+', action=preflight.KeyValues, help='override settings, key=value')

@@ -93,6 +93,19 @@ def add_dry_run_argument(parser: ArgumentParser) -> None:
     )
 
 
+def add_training_arguments(parser: ArgumentParser) -> None:
+    """Let a tool take what every training takes: ``--work-dir``, ``--resume``, ``--amp``."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints; default work_dirs/<config name>')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from a checkpoint; without a value, from the latest one in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision')
+
+
 def use_amp(cfg: Config) -> None:
     """Switch the optimizer wrapper to mixed precision: fp16 with loss scale on a GPU, bf16 on the CPU.
 

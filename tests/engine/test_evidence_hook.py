@@ -69,6 +69,18 @@ def rows(work_dir) -> list[dict]:
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+def check_resumed(run_tool, work_dir, config, folder, first: int) -> None:
+    """A run that is resumed from iteration 3 or 4 ends as the one of 6 iterations that was not."""
+    checkpoint = work_dir / f'iter_{first}.pth'
+    if first == 4:
+        more = '--cfg-options', 'default_hooks.checkpoint.interval=4', 'train_cfg.val_interval=7'
+        run_tool('train', config, '--work-dir', folder, *more)
+        checkpoint = folder / 'iter_4.pth'
+    run_tool('train', config, '--work-dir', folder / 'resumed', '--resume', checkpoint)
+    expected, found = state(work_dir / 'iter_6.pth'), state(folder / 'resumed' / 'iter_6.pth')
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 @pytest.fixture(scope='module')
 def staged(tmp_path_factory, run_tool, tiny_config):
     """Work dir of 6 iterations, the first 3 with all tokens, and its config."""
@@ -152,15 +164,7 @@ def test_cells_that_skipped_count_more_once_some_skip(staged, run_tool, tmp_path
 @pytest.mark.parametrize('first', [3, 4])
 def test_a_resumed_run_ends_alike(staged, run_tool, tmp_path, first):
     """From before and from within the second stage."""
-    work_dir, config = staged
-    checkpoint = work_dir / f'iter_{first}.pth'
-    if first == 4:
-        more = '--cfg-options', 'default_hooks.checkpoint.interval=4', 'train_cfg.val_interval=7'
-        run_tool('train', config, '--work-dir', tmp_path, *more)
-        checkpoint = tmp_path / 'iter_4.pth'
-    run_tool('train', config, '--work-dir', tmp_path / 'resumed', '--resume', checkpoint)
-    expected, found = state(work_dir / 'iter_6.pth'), state(tmp_path / 'resumed' / 'iter_6.pth')
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    check_resumed(run_tool, *staged, tmp_path, first)
 
 
 def test_a_run_that_is_resumed_past_the_fit_is_fitted_at_once(staged, run_tool, tmp_path):

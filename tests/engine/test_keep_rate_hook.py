@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import run_distributed
 from mmengine.hooks import EMAHook
-from test_evidence_hook import RANK_HOOK, rows, state
+from test_evidence_hook import RANK_HOOK, check_resumed, rows, state
 
 from mmdyt.engine import KeepRateHook
 from mmdyt.parts.evidence_tokens import EvidenceTokens
@@ -84,16 +84,8 @@ def test_rates_fall_in_a_line_and_gates_are_fitted_once(sparse):
 @pytest.mark.parametrize('first', [3, 4])
 def test_a_resumed_run_ends_alike(sparse, run_tool, tmp_path, monkeypatch, first):
     """From before the fit, and from after it."""
-    work_dir, config = sparse
-    monkeypatch.syspath_prepend(config.parent)
-    checkpoint = work_dir / f'iter_{first}.pth'
-    if first == 4:
-        more = '--cfg-options', 'default_hooks.checkpoint.interval=4', 'train_cfg.val_interval=7'
-        run_tool('train', config, '--work-dir', tmp_path, *more)
-        checkpoint = tmp_path / 'iter_4.pth'
-    run_tool('train', config, '--work-dir', tmp_path / 'resumed', '--resume', checkpoint)
-    expected, found = state(work_dir / 'iter_6.pth'), state(tmp_path / 'resumed' / 'iter_6.pth')
-    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    monkeypatch.syspath_prepend(sparse[1].parent)
+    check_resumed(run_tool, *sparse, tmp_path, first)
 
 
 def test_weights_of_another_run_are_no_run_that_goes_on(sparse, run_tool, tmp_path, monkeypatch):

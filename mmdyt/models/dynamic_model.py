@@ -111,8 +111,9 @@ class DynamicModel:
             return super().loss(inputs, data_samples, **kwargs)
         passes = Passes(self, partial(self._host_pass, inputs, data_samples, **kwargs))
         losses = passes.dynamic.losses
-        for term in self.terms if dispatched else set(self.terms) & {feature_term}:
-            losses |= term(self, passes)
+        for term in self.terms:
+            if dispatched or term is feature_term:
+                losses |= term(self, passes)
         return losses
 
     def _host_pass(self, inputs, data_samples, **kwargs) -> tuple[Tensor | None, dict]:

@@ -1,8 +1,10 @@
-"""Time training steps of several configs in one run: interleaved, medians, as ratios to the first.
+"""Time training steps of several configs in one run, and their memory: interleaved, medians, as ratios to the first.
 
 python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py \
     configs/dyt/vitti_cifar100_1k.py,model.backbone.training=masked --amp --rounds 7
 python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py --methods adapter lora,rank=4 dyt --amp
+python tools/benchmark_training.py configs/dyt/vitti_cifar100_1k.py \
+    configs/dyt/vitti_cifar100_1k.py,model.backbone.with_cp=True --memory
 """
 
 import argparse
@@ -39,7 +41,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='threads of torch on a CPU')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--amp', action='store_true', help='mixed precision, as in tools/train.py')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='write the times, in seconds')
+    parser.add_argument('--memory', action='store_true', help='measure what a step adds to the memory at its peak, too')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='write the times, in seconds, and megabytes')
     return parser.parse_args()
 
 
@@ -56,8 +59,8 @@ def read_config(name: str, method: str | None, amp: bool) -> Config:
     return cfg
 
 
-def report(steps: list[Step], args: argparse.Namespace) -> dict:
-    """Medians and ratios, with what they depend on."""
+def report(steps: list[Step], args: argparse.Namespace, memory: list[float | None]) -> dict:
+    """Medians, ratios and memory, with what they depend on."""
     rows = [
         dict(
             config=step.name,
@@ -65,8 +68,9 @@ def report(steps: list[Step], args: argparse.Namespace) -> dict:
             ratio=ratio(step, steps[0]),
             seconds=step.seconds,
             batch=len(step.batch['inputs']),
+            memory_mb=added,
         )
-        for step in steps
+        for step, added in zip(steps, memory, strict=True)
     ]
     setting = dict(device=device_name(), threads=args.threads, cpus=os.cpu_count(), amp=args.amp, seed=args.seed)
     return dict(setting, torch=torch.__version__, rounds=args.rounds, steps=rows)
@@ -88,12 +92,13 @@ def main() -> None:
             for method in args.methods or [None]
         ]
     take_turns(steps, args.rounds)
-    result = report(steps, args)
+    result = report(steps, args, [step.memory() if args.memory else None for step in steps])
     print(
         f'Training step, median of {args.rounds}, {result["device"]}, {args.threads} threads, torch {torch.__version__}'
     )
     for row in result['steps']:
-        print(f'{row["median_s"]:9.3f} s{row["ratio"]:7.2f} x  {row["config"]}')
+        memory = f'{row["memory_mb"]:9.1f} MB' if args.memory else ''
+        print(f'{row["median_s"]:9.3f} s{row["ratio"]:7.2f} x{memory}  {row["config"]}')
     if args.json:
         with preflight.clean_exit():
             write_json(args.json, result)

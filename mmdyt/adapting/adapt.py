@@ -11,7 +11,7 @@ from mmdyt.core.block import DISPATCH, Place
 from mmdyt.core.branch import INFERENCE, TRAINING
 from mmdyt.core.executors import KEYS
 from mmdyt.core.observe import dynamic_branches
-from mmdyt.core.options import check_choice
+from mmdyt.core.options import check_choice, check_switches
 from mmdyt.core.part import parts
 from mmdyt.core.restoring import RESTORE
 from mmdyt.core.tuning import PARTS, Tuned, set_tuned
@@ -34,6 +34,7 @@ def adapt(
     training: str = 'split',
     restore: str = 'stale',
     tuned: Tuned | None = None,
+    with_cp: bool = False,
     **options,
 ) -> Adapted:
     """Add a method to a Vision Transformer of timm or Hugging Face, or one whose modules are named like theirs.
@@ -54,6 +55,7 @@ def adapt(
         restore: What patches get behind the last layer whose token was merged or dropped.
         tuned: Which parameters are trained, as of :func:`mmdyt.core.tuning.set_tuned`, names being those of ``vit``;
             None is what the parts declare, and the classifier.
+        with_cp: Gradient checkpointing: layers run again in the backward pass, for less memory and more time.
         **options: For the parts of the method that know an option of that name: ``rank=16``.
 
     Raises:
@@ -65,9 +67,12 @@ def adapt(
     check_choice(INFERENCE, inference=inference)
     check_choice(TRAINING, training=training)
     check_choice(RESTORE, restore=restore)
+    check_switches(with_cp=with_cp)
     host = host_of(vit)
     blocks = _blocks(host, chosen, inference, training, restore)
     _attach(blocks, chosen, restore)
+    for block in blocks:
+        block.with_cp = with_cp
     before = list(host.layers)
     flags = {parameter: parameter.requires_grad for parameter in vit.parameters()}
     try:

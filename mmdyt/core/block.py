@@ -16,6 +16,7 @@ from .branch import DynamicBranch
 from .context import RULES, asked_of
 from .executors import Branch
 from .part import STEPS, TokenOp
+from .recomputing import recomputed
 from .rewriting import Rewritable, fold, run_rewritten, thirds
 from .tokens import TokenState
 
@@ -53,6 +54,7 @@ class Block(BlockMacs, Rewritable, nn.Module):
     dispatch: str
     num_heads: int
     attn_drop: float
+    with_cp: bool = False
 
     def open(
         self, place: Place, dispatch: str, inference: str, training: Mapping[str, str], keys: str = 'active'
@@ -126,8 +128,17 @@ class Block(BlockMacs, Rewritable, nn.Module):
         return list(self.dynamic[step].values()) if step in self.dynamic else []
 
     def forward(self, x: Tensor, state: TokenState | None = None) -> Tensor:
-        """(B, N, C) -> (B, N', C), or (B, read, C) where the state says so."""
+        """(B, N, C) -> (B, N', C), or (B, read, C) where the state says so.
+
+        With ``with_cp`` gradients come from a second run in the backward pass: less memory, more time.
+        """
         state = TokenState(self.place.prefix) if state is None else state
+        if self.with_cp and torch.is_grad_enabled():
+            return recomputed(self._forward, x, state)
+        return self._forward(x, state)
+
+    def _forward(self, x: Tensor, state: TokenState) -> Tensor:
+        """The order of things."""
         state.begin_block()
         x = self.run('enter', x, state)
         if 'layer' in self.dynamic:

@@ -1,7 +1,6 @@
 """What is known of the tokens in one pass through a network."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +12,11 @@ from .reduction import Plan
 from .restoring import ADAPT, KEEP_VALUES, NEED_OWNER, RESTORE, WITHOUT_OWNER, of_cells
 
 
-@dataclass
 class TokenState:
     """What blocks and parts must know of the sequence beside its values; made anew for each pass.
+
+    No dataclass: torch takes these apart and copies them where they are given to a module, as in ``fully_shard``, and
+    what a block notes would be lost.
 
     Sequences are laid out as [prefix of the host (CLS, registers), prompts, patch tokens]. Parts may make the latter
     fewer: then the state knows which token each patch of the image is part of, and gives every patch a feature again.
@@ -60,20 +61,32 @@ class TokenState:
     joined: Tensor | None = None
     hidden: Tensor | None = None
     sizes: Tensor | None = None
-    carried: dict[Hashable, Tensor] = field(default_factory=dict)
+    carried: dict[Hashable, Tensor]
     attended: tuple[Tensor, Tensor] | None = None
     since: tuple[Plan, ...] = ()
     before: tuple[Count, ...] = ()
     rows: Count | None = None
     read: int | None = None
-    decided: dict[Hashable, Any] = field(default_factory=dict)
+    decided: dict[Hashable, Any]
     probes: list[tuple[Tensor, Tensor]] | None = None
     unskipped: bool = False
     dense: bool = False
 
+    def __init__(self, prefix: int = 0, **known):
+        self.prefix = prefix
+        self.carried, self.decided = {}, {}
+        for name, value in known.items():
+            if name not in TokenState.__annotations__:
+                raise TypeError(f'{name} must be one of {list(TokenState.__annotations__)}.')
+            setattr(self, name, value)
+
+    def with_(self, **changes) -> 'TokenState':
+        """The same but for some attributes."""
+        return TokenState(**({name: getattr(self, name) for name in TokenState.__annotations__} | changes))
+
     def all_read(self) -> 'TokenState':
         """The same, for a branch whose every result is wanted."""
-        return replace(self, read=None)
+        return self.with_(read=None)
 
     def insert(self, x: Tensor, prompts: Tensor) -> Tensor:
         """Put prompts (m, C), or those of each image (B, m, C), into the place of the present ones.

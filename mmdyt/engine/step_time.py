@@ -1,4 +1,4 @@
-"""Time training steps of several configs side by side."""
+"""Time training steps of several configs side by side, and ask for their memory."""
 
 import json
 import platform
@@ -14,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, load_checkpoint, set_random_seed
 from mmengine.utils import import_modules_from_strings
 
+from mmdyt.engine.benchmark.memory import added_memory
 from mmdyt.files import write_json
 
 
@@ -52,6 +53,14 @@ class Step:
         self.model.train_step(self.batch, self.optimizer)
         self._wait()
         return time.perf_counter() - start
+
+    def memory(self) -> float:
+        """Megabytes (2^20 bytes) that a step adds at its peak: activations, gradients; not weights and optimizer.
+
+        Of a step after the first, which makes the states of the optimizer.
+        """
+        init_default_scope(self.scope)
+        return added_memory(lambda: self.model.train_step(self.batch, self.optimizer), torch.device(self.device))
 
     def _wait(self) -> None:
         if self.device == 'cuda':

@@ -58,7 +58,9 @@ def host_of(vit: nn.Module) -> Host | None:
     if not isinstance(patch, nn.Conv2d):
         return None
     if any(getattr(layer, 'gradient_checkpointing', False) for layer in layers):
-        raise ValueError('gradient_checkpointing must be off in a network that is adapted, got True.')
+        raise ValueError(
+            'gradient_checkpointing must be off in a network that is adapted, got True. Take with_cp=True.'
+        )
     singles = ('cls_token', 'class_embedding', 'distillation_token')
     prefix = sum(getattr(embeddings, name, None) is not None for name in singles)
     registers = getattr(embeddings, 'register_tokens', None)

@@ -249,7 +249,7 @@ class NamedLayer(Block):
         if state is None:
             raise ValueError(
                 f'layers must run from the first one on, got layer {self.place.index} on its own. Gradient '
-                'checkpointing must be off: it runs them again, alone.'
+                'checkpointing must be off: it runs them again, alone. Take with_cp=True.'
             )
         self._network.keep(None if last else state)
         x = super().forward(x, state)

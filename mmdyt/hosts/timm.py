@@ -32,7 +32,7 @@ def host_of(vit: nn.Module) -> Host | None:
         if getattr(vit, name, None) is not None:
             raise ValueError(f'vit must have layers that read tokens alone, got one with {name}.')
     if getattr(vit, 'grad_checkpointing', False):
-        raise ValueError('grad_checkpointing must be off in a network that is adapted, got True.')
+        raise ValueError('grad_checkpointing must be off in a network that is adapted, got True. Take with_cp=True.')
     prefix = getattr(vit, 'num_prefix_tokens', None)
     if prefix is None:
         registers = found_at(vit, ('reg_token', 'register_tokens'))

@@ -74,6 +74,8 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
             without such parts.
         skip_unread: For a head that reads the class token only: compute of the last layer what that token needs, exact
             to rounding, in training too. Off, what the paper runs and counts.
+        with_cp: Gradient checkpointing: layers run again in the backward pass instead of saving what their gradients
+            need. The same gradients for less memory and more time (docs/scale.md).
         num_registers: Registers of the base, R: tokens behind the class token, without positions, which DINOv2 has 4
             of. They belong to the prefix: never dispatched or reduced, in no rate, map or output. They are frozen like
             the rest of the base.
@@ -109,13 +111,16 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
         decide_per: str = 'layer',
         restore: str = 'stale',
         skip_unread: bool = False,
+        with_cp: bool = False,
         num_registers: int = 0,
         tuned: Tuned | None = None,
         parts: Sequence[Mapping] | None = None,
         **vit,
     ):
         parts_given = dict(adapter=adapter, dispatcher=dispatcher, substitute=substitute)
-        check_own(dispatch, inference, training, keys, break_even, skip_unread, decide_per, restore, **parts_given)
+        check_own(
+            dispatch, inference, training, keys, break_even, skip_unread, with_cp, decide_per, restore, **parts_given
+        )
         check_host(arch, vit)
         check_registers(num_registers, vit.get('with_cls_token', True))
         if isinstance(vit.get('out_indices'), Sequence):
@@ -133,7 +138,7 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
         if substitute is not None and dispatcher is None:
             raise ValueError(f'substitute must be None without a dispatcher, got {substitute!r}.')
         self._told: set[type[Warning]] = set()
-        self._open(dispatch, inference, training, keys)
+        self._open(dispatch, inference, training, keys, with_cp)
         self.set_break_even(break_even)
         self.frames_per_clip = frames_per_clip(adapter)
         follow = following(self.out_indices, self.num_layers) if decide_per == 'level' else ()
@@ -154,7 +159,7 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
                 "Take 'split', or dispatcher=dict(noise=False, fitted=True)."
             )
 
-    def _open(self, dispatch: str, inference: str, training: str, keys: str) -> None:
+    def _open(self, dispatch: str, inference: str, training: str, keys: str, with_cp: bool) -> None:
         """Adopt the layers as blocks, and make room for parts."""
         self.dispatch, self.keys = dispatch, keys
         patch_values = self.patch_embed.projection.weight[0].numel()
@@ -163,6 +168,8 @@ class DyTVisionTransformer(ViTMacs, Registers, Rewritable, VisionTransformer):
             DyTEncoderLayer(layer, place._replace(index=i), dispatch, inference, training, keys)
             for i, layer in enumerate(self.layers)
         )
+        for layer in self.layers:
+            layer.with_cp = with_cp
         self.dynamic = _Outside()
 
     def _add_parts(self, configs: Sequence[Mapping]) -> None:

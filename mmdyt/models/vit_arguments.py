@@ -19,6 +19,7 @@ def check_own(
     keys: str,
     break_even: float | None,
     skip_unread: bool,
+    with_cp: bool,
     decide_per: str,
     restore: str,
     **parts,
@@ -37,7 +38,7 @@ def check_own(
     if keys == 'all' and dispatch == 'mlp':
         raise ValueError("keys must be 'active' with dispatch='mlp', whose tokens attend to nothing, got 'all'.")
     check_break_even(break_even)
-    check_switches(skip_unread=skip_unread)
+    check_switches(skip_unread=skip_unread, with_cp=with_cp)
     for name, part in parts.items():
         if not (part is None or isinstance(part, Mapping)):
             raise ValueError(f'{name} must be a config or None, got {part!r}.')

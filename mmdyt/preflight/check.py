@@ -179,7 +179,7 @@ def _check_complete(cfg: Config, loops: tuple[str, ...]) -> None:
     if 'train' in loops and cfg.get('activation_checkpointing'):
         raise ValueError(
             f'activation_checkpointing must not be set, got {cfg.activation_checkpointing}. It drops the gradients of '
-            'adapters and dispatchers in a frozen base, without a word.'
+            'adapters and dispatchers in a frozen base, without a word. Take model.backbone.with_cp=True.'
         )
     needed = ['model']
     for loop in LOOPS:

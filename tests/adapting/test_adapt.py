@@ -145,6 +145,19 @@ def test_only_parts_and_the_classifier_are_trained(kind, method):
                                                                     for name in with_gradient)  # fmt: skip
 
 
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('kind', ['timm', 'hf'])
+def test_checkpointed_gradients_are_the_same(kind, method):
+    found = []
+    for with_cp in (False, True):
+        model = adapted(kind, method, with_cp=with_cp).train()
+        assert all(module.with_cp == with_cp for module in model.modules() if hasattr(module, 'with_cp'))
+        torch.manual_seed(0)
+        loss_of(model, images()).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_the_rate_loss_reaches_the_gates():
     model = adapted('timm', 'dyt', tuned=['dispatcher']).train()
     with record_dispatch(model) as record:

@@ -9,7 +9,6 @@ it, gives logits that mean the same in every branch, and one threshold for all o
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -163,7 +162,7 @@ def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, Decided]]:
     def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
         dispatch = dispatcher(x, state)
         dispatch = dispatch.with_mask(dispatch.mask.detach().requires_grad_())
-        seen[name] = Decided(x.detach().float(), dispatch, replace(state))
+        seen[name] = Decided(x.detach().float(), dispatch, state.with_())
         return dispatch
 
     with decisions(model, {name: partial(rule, name) for name in dynamic_branches(model)}):

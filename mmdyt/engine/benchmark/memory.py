@@ -1,7 +1,8 @@
-"""How much memory a forward pass needs at most."""
+"""How much memory a forward pass, or a training step, needs at most."""
 
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 
@@ -24,23 +25,28 @@ def peak_memory(network: nn.Module, batch: Tensor) -> float:
     """
     tensors = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers(), batch)}
     held = sum(tensor.nbytes for tensor in tensors.values())
-    return (held + (_added_on_gpu if batch.is_cuda else _added_on_cpu)(network, batch)) / MEGABYTE
+    return held / MEGABYTE + added_memory(lambda: network(batch), batch.device)
 
 
-def _added_on_gpu(network: nn.Module, batch: Tensor) -> int:
+def added_memory(run: Callable[[], object], device: torch.device) -> float:
+    """Megabytes that something adds at its peak to what was allocated before; measured as :func:`peak_memory` says."""
+    return (_added_on_gpu(run, device) if device.type == 'cuda' else _added_on_cpu(run)) / MEGABYTE
+
+
+def _added_on_gpu(run: Callable[[], object], device: torch.device) -> int:
     """Bytes above what was allocated before."""
-    torch.cuda.synchronize(batch.device)
-    torch.cuda.reset_peak_memory_stats(batch.device)
-    before = torch.cuda.memory_allocated(batch.device)
-    network(batch)
-    torch.cuda.synchronize(batch.device)
-    return torch.cuda.max_memory_allocated(batch.device) - before
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
-def _added_on_cpu(network: nn.Module, batch: Tensor) -> int:
+def _added_on_cpu(run: Callable[[], object]) -> int:
     """Bytes above what was allocated before; the profiler notes each allocation, and frees as negative ones."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        network(batch)
+        run()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'trace.json')
         profiler.export_chrome_trace(str(file))

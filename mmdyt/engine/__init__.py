@@ -1,4 +1,4 @@
-"""Hooks of mmengine's runner: reports of cost and parameters, calibration, evidence, schedules, resuming, safety."""
+"""For mmengine's runner: hooks that report, calibrate, fit, schedule, resume and watch; processes that share a base."""
 
 from .calibration import CalibrationHook
 from .consistency import ConsistencyHook
@@ -10,6 +10,7 @@ from .keep_rate import KeepRateHook
 from .parameters import ParameterReportHook
 from .random_masks import RandomMasksHook
 from .rng_state import RNGStateHook
+from .sharding import FrozenShardedDataParallel
 from .tau import TauScheduleHook
 from .tuned_checkpoint import TunedCheckpointHook
 from .visualize.hook import DispatchVisualizationHook
@@ -22,6 +23,7 @@ __all__ = [
     'EvidenceHook',
     'FLOPsHook',
     'FiniteHook',
+    'FrozenShardedDataParallel',
     'KeepRateHook',
     'ParameterReportHook',
     'RNGStateHook',

@@ -24,6 +24,7 @@ from mmdyt.core.observe import eval_mode
 from mmdyt.engine.costs import CostCounter
 from mmdyt.engine.finite import UnfinishedError
 from mmdyt.engine.rng_state import get_random_states, set_random_states
+from mmdyt.engine.sharding import gathered
 from mmdyt.registry import HOOKS
 
 LEAST_RATE = 1e-9
@@ -229,20 +230,21 @@ class CalibrationHook(Hook):
         rate = wanted_rate(host, self.request.target_rate)
         dispatchers = list(token_dispatchers(host).values())
         decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
-        if is_main_process():
-            val = _val_dataloader(runner)
-            try:
-                found = calibrate_host(host, runner.train_dataloader, val, self.request)
-                decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
-                runner.logger.info(f'Calibrated thresholds ({self.request.rule}): {sentence(found, rate)}')
-            except Exception as error:  # the weights are not saved yet
-                self._failure = f'{type(error).__name__}: {error}'
-                runner.logger.error(
-                    f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do it '
-                    'with tools/calibrate.py.'
-                )
-        told = [decisions, self._failure]
-        broadcast_object_list(told)
+        with gathered(runner.model):
+            if is_main_process():
+                val = _val_dataloader(runner)
+                try:
+                    found = calibrate_host(host, runner.train_dataloader, val, self.request)
+                    decisions = [(dispatcher.threshold.item(), dispatcher.capacity) for dispatcher in dispatchers]
+                    runner.logger.info(f'Calibrated thresholds ({self.request.rule}): {sentence(found, rate)}')
+                except Exception as error:  # the weights are not saved yet
+                    self._failure = f'{type(error).__name__}: {error}'
+                    runner.logger.error(
+                        f'Calibration failed ({type(error).__name__}: {error}). The checkpoint is not calibrated: do '
+                        'it with tools/calibrate.py.'
+                    )
+            told = [decisions, self._failure]
+            broadcast_object_list(told)
         decisions, self._failure = told
         for dispatcher, (threshold, capacity) in zip(dispatchers, decisions, strict=True):
             dispatcher.set_rule(threshold, capacity)

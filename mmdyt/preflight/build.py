@@ -20,6 +20,7 @@ import torch.nn as nn
 from mmengine.config import Config
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner, TestLoop, ValLoop
 from mmengine.utils import ManagerMixin
 from torch.utils.data import DataLoader
@@ -221,6 +222,8 @@ class Rehearsal(Runner):
         if loop == 'train' and self.param_schedulers is not None:
             with part('param_scheduler'):
                 _check_begin(self.param_schedulers)
+                if not isinstance(self.optim_wrapper, OptimWrapper | OptimWrapperDict):  # DeepSpeed's, for its strategy
+                    self.optim_wrapper = OptimWrapper(self.optim_wrapper.optimizer)
                 self.param_schedulers = self.build_param_scheduler(self.param_schedulers)
 
     def prepare_hooks(self, train: bool) -> None:

@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from .names import name_of, near
 
 STARTED = ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE')  # torchrun's and mpirun's
-NEEDS = dict(DeepSpeedStrategy='deepspeed', ColossalAIStrategy='colossalai')
+NEEDS = dict(DeepSpeedStrategy='deepspeed.runtime.fp16.onebit', ColossalAIStrategy='colossalai')
+SHARED = 'FrozenShardedDataParallel'
 DDP = 'MMDistributedDataParallel'
 
 
@@ -59,18 +60,46 @@ def check_runner(cfg: Config) -> None:
         if _find(STRATEGIES, name) is None:
             known = near(str(name), list(STRATEGIES.module_dict))
             raise ValueError(f'strategy.type must be a registered strategy, got {name!r}.{known}')
-        if name in NEEDS and find_spec(NEEDS[name]) is None:
+        if name in NEEDS and not _is_there(NEEDS[name]):
             raise ValueError(f'strategy.type must be one that is installed, got {name!r} without {NEEDS[name]}.')
+        _check_strategy(strategy)
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     kinds = [name_of(hook.get('type')) for hook in hooks if isinstance(hook, dict)]
     if issubclass(runner, FlexibleRunner) and any(name.endswith('TunedCheckpointHook') for name in kinds):
         raise ValueError(f'runner_type must be Runner with mmdyt.TunedCheckpointHook, got {kind}.')
+    wrapper = name_of((cfg.get('model_wrapper_cfg') or {}).get('type'))
+    if wrapper.endswith(SHARED) and any(name.endswith('EMAHook') for name in kinds):
+        raise ValueError(f'custom_hooks must hold no EMAHook with {wrapper}, got one: it averages whole weights.')
     for name in ('model_wrapper_cfg', 'find_unused_parameters'):
         if cfg.get(name) and issubclass(runner, FlexibleRunner):
             raise ValueError(
                 f'{name} must be part of strategy.model_wrapper with {kind}, which ignores it elsewhere, got '
                 f'{cfg.get(name)}.'
             )
+
+
+def _check_strategy(strategy: dict) -> None:
+    """Refuse what cannot train parts of a frozen network."""
+    name, wrapper = strategy['type'], strategy.get('model_wrapper') or {}
+    if name == 'FSDPStrategy' and not wrapper.get('use_orig_params'):
+        raise ValueError(
+            'strategy.model_wrapper must have use_orig_params=True with FSDPStrategy, where frozen and tuned weights '
+            f'lie side by side, got {wrapper}.'
+        )
+    stage = (strategy.get('zero_optimization') or {}).get('stage', 0)
+    if name == 'DeepSpeedStrategy' and stage > 2:
+        raise ValueError(
+            f'strategy.zero_optimization.stage must be at most 2, got {stage}: parts read frozen weights where stage 3 '
+            f"has not gathered them. Take model_wrapper_cfg=dict(type='mmdyt.{SHARED}'), which does that."
+        )
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be imported, whose packages may be missing, too."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def build_runner(cfg: Config) -> Runner | FlexibleRunner:
@@ -100,6 +129,8 @@ def use_cpu_processes(cfg: Config) -> None:
         cfg.setdefault('strategy', dict(type='DDPStrategy'))
         if cfg.strategy.type == 'DDPStrategy':
             cfg.strategy.model_wrapper = _on_cpu(cfg.strategy.get('model_wrapper'))
+        elif cfg.strategy.type == 'FSDPStrategy' and cfg.strategy.get('model_wrapper'):
+            cfg.strategy.model_wrapper.setdefault('device_id', torch.device('cpu'))
     else:
         unused = cfg.get('find_unused_parameters', False)
         cfg.model_wrapper_cfg = _on_cpu(cfg.get('model_wrapper_cfg'), find_unused_parameters=unused)

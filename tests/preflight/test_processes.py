@@ -92,12 +92,28 @@ def test_a_tool_that_torchrun_started_without_a_launcher_writes_nothing(
         (FLEXIBLE | dict(strategy=dict(type='DeepSpeedStrategy')), "got 'DeepSpeedStrategy' without deepspeed"),
         (FLEXIBLE | dict(model_wrapper_cfg=dict(type='x')), 'model_wrapper_cfg must be part of strategy.model_wrapper'),
         (FLEXIBLE | dict(find_unused_parameters=True), 'find_unused_parameters must be part of strategy.model_wrapper'),
+        (FLEXIBLE | dict(strategy=dict(type='FSDPStrategy')), 'must have use_orig_params=True with FSDPStrategy'),
+        (
+            dict(model_wrapper_cfg=dict(type='mmdyt.FrozenShardedDataParallel'), custom_hooks=[dict(type='EMAHook')]),
+            'custom_hooks must hold no EMAHook with mmdyt.FrozenShardedDataParallel',
+        ),
     ],
 )
 def test_what_a_runner_would_ignore_or_not_find_is_refused(options, message, monkeypatch):
     monkeypatch.setattr('mmdyt.preflight.processes.find_spec', lambda name: None)
     with pytest.raises(ValueError, match=message):
         check_runner(Config(options))
+
+
+@pytest.mark.parametrize('stage', [0, 1, 2, 3])
+def test_deepspeed_must_not_share_out_weights_by_itself(monkeypatch, stage):
+    monkeypatch.setattr('mmdyt.preflight.processes.find_spec', lambda name: object())
+    cfg = Config(FLEXIBLE | dict(strategy=dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=stage))))
+    if stage < 3:
+        check_runner(cfg)
+        return
+    with pytest.raises(ValueError, match='stage must be at most 2, got 3.* Take model_wrapper_cfg'):
+        check_runner(cfg)
 
 
 class Patient(Runner):
@@ -113,6 +129,8 @@ class Patient(Runner):
         FLEXIBLE,
         FLEXIBLE | dict(find_unused_parameters=False),
         FLEXIBLE | dict(strategy=dict(type='DDPStrategy')),
+        FLEXIBLE | dict(strategy=dict(type='FSDPStrategy', model_wrapper=dict(use_orig_params=True))),
+        dict(model_wrapper_cfg=dict(type='mmdyt.FrozenShardedDataParallel')),
         dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel'), find_unused_parameters=True),
     ],
     ids=str,
@@ -202,3 +220,11 @@ def test_a_flexible_runner_trains_and_tests(run_tool, tiny_cls_config, tmp_path,
     with pytest.raises(SystemExit):
         run_tool(*test, '--complete', *options)
     assert 'runner_type must be Runner with --complete' in capfd.readouterr().err
+
+
+def test_a_strategy_that_shards_is_told_of_the_cpu(processes):
+    cfg = Config(
+        dict(model=dict(), strategy=dict(type='FSDPStrategy', model_wrapper=dict(use_orig_params=True))) | FLEXIBLE
+    )
+    use_cpu_processes(cfg)
+    assert dict(cfg.strategy.model_wrapper) == dict(use_orig_params=True, device_id=torch.device('cpu'))

@@ -12,7 +12,7 @@ LEAST = 1e-6  # of a mean score in the logarithm: where every token halted there
 
 
 class Halting:
-    """The tokens of one pass: what is left of each until it halts, and the weighted sum of its values.
+    """The tokens of one pass: what is left of each until it halts, and the weighted sum of its values; never changed.
 
     Attributes:
         eps: How much less than 1 the scores must sum to.
@@ -20,14 +20,11 @@ class Halting:
         output: (B, n, C), the sum of p x of the n leading tokens so far.
     """
 
-    left: Tensor | None = None
-    output: Tensor | float = 0.0
+    def __init__(self, eps: float, left: Tensor | None = None, output: Tensor | float = 0.0):
+        self.eps, self.left, self.output = eps, left, output
 
-    def __init__(self, eps: float):
-        self.eps = eps
-
-    def step(self, score: Tensor, x: Tensor) -> None:
-        """Take in what a block gave.
+    def step(self, score: Tensor, x: Tensor) -> 'Halting':
+        """With what a block gave.
 
         Args:
             score: h (B, N, 1); of tokens that halted before it is not read.
@@ -37,16 +34,15 @@ class Halting:
         running = left > 0
         after = torch.where(running, left - score, left)
         weight = torch.where(after > 0, score, left + self.eps)  # h, or at the halting block R
-        self._add(torch.where(running, weight, torch.zeros_like(weight)), x)
-        self.left = after
+        return Halting(self.eps, after, self._added(torch.where(running, weight, torch.zeros_like(weight)), x))
 
     def total(self, x: Tensor) -> Tensor:
         """The whole sum of p x, (B, n, C), with what the last block gave."""
-        self._add(torch.where(self.left > 0, self.left + self.eps, torch.zeros_like(self.left)), x)
-        return self.output.to(x.dtype)
+        weight = torch.where(self.left > 0, self.left + self.eps, torch.zeros_like(self.left))
+        return self._added(weight, x).to(x.dtype)
 
-    def _add(self, weight: Tensor, x: Tensor) -> None:
-        self.output = self.output + weight[:, : x.shape[1]] * x
+    def _added(self, weight: Tensor, x: Tensor) -> Tensor:
+        return self.output + weight[:, : x.shape[1]] * x
 
 
 def block_scores(left: Tensor, eps: float) -> Tensor:

@@ -8,7 +8,6 @@ the state and the rules of the first, and nobody sees it.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 
 import torch
 from torch import Tensor
@@ -46,9 +45,8 @@ def recomputed(run: Run, x: Tensor, state: TokenState) -> Tensor:
 
 
 def _copied(state: TokenState) -> TokenState:
-    """What a block may change without changing the original: what it holds of decisions may go on from there."""
-    decided = {key: copy(found) for key, found in state.decided.items()}
-    return state.with_(carried=dict(state.carried), decided=decided)
+    """What a block may change without changing the original; what lies in it is replaced, never changed."""
+    return state.with_(carried=dict(state.carried), decided=dict(state.decided))
 
 
 @contextmanager

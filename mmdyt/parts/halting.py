@@ -141,9 +141,9 @@ class HaltingDispatcher(Dispatcher):
         state = TokenState(self.num_prefix_tokens) if state is None else state
         if self.index == 0:
             return self._first(x, state)
-        halting = state.decided.setdefault(HALTING, Halting(self.eps))
         tokens = without_prompts(x, state)
-        halting.step(self.score(tokens), self._summed(tokens, state))
+        halting = state.decided.get(HALTING, Halting(self.eps)).step(self.score(tokens), self._summed(tokens, state))
+        state.decided[HALTING] = halting
         left = halting.left[:, state.prefix :]
         mask = (left.detach() > 0).to(left.dtype)
         return Dispatch(F.pad(mask, (0, 0, state.first, 0), value=1.0), left, state.first)

@@ -26,4 +26,10 @@ def test_restore_gives_the_sequence_of_the_host():
 
 def test_all_read_changes_the_copy_only():
     state = TokenState(prefix=1, prompts=2, frames=4, read=1)
-    assert vars(state.all_read()) == vars(state) | dict(read=None) and state.read == 1
+    other = state.all_read()
+    assert (other.prefix, other.prompts, other.frames, other.read) == (1, 2, 4, None) and state.read == 1
+
+
+def test_what_a_state_does_not_know_is_refused():
+    with pytest.raises(TypeError, match='frame must be one of'):
+        TokenState(1, frame=2)

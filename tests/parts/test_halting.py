@@ -37,7 +37,7 @@ def halting(scores, values) -> tuple[torch.Tensor, Halting]:
     """The weighted sum of values (T, L, C), and what a pass keeps."""
     found = Halting(EPS)
     for block in range(DEPTH - 1):
-        found.step(scores[None, :, block, None], values[None, :, block])
+        found = found.step(scores[None, :, block, None], values[None, :, block])
     return found.total(values[None, :, -1])[0], found
 
 
@@ -56,7 +56,7 @@ def left_behind(scores) -> torch.Tensor:
     """(T, L - 1): what is left of each token behind each block, as dispatchers tell it as logits."""
     found, left = Halting(EPS), []
     for block in range(DEPTH - 1):
-        found.step(scores[None, :, block, None], torch.zeros(1, len(scores), 1))
+        found = found.step(scores[None, :, block, None], torch.zeros(1, len(scores), 1))
         left.append(found.left[0, :, 0])
     return torch.stack(left, dim=1)
 

@@ -1,6 +1,8 @@
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -9,6 +11,20 @@ def version() -> str:
     scope = {}
     exec((HERE / 'mmdyt' / '__init__.py').read_text(), scope)
     return scope['__version__']
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs and tools where OpenMMLab's packages have theirs; an editable install finds them in the clone."""
+
+    def run(self) -> None:
+        target = Path(self.build_lib, 'mmdyt')
+        shutil.rmtree(target, ignore_errors=True)  # build/ outlives files that there are no more
+        super().run()
+        for folder in () if self.editable_mode else ('configs', 'tools'):
+            for path in (HERE / folder).rglob('*'):
+                if path.suffix in ('.py', '.sh'):
+                    self.mkpath(str((target / '.mim' / path.relative_to(HERE)).parent))
+                    self.copy_file(str(path), str(target / '.mim' / path.relative_to(HERE)))
 
 
 # The wheels do not name all that they import: mmpretrain needs torchvision, mmseg needs ftfy and regex.
@@ -26,6 +42,8 @@ setup(
     version=version(),
     description='Dynamic Tuning (DyT) of frozen Vision Transformers for OpenMMLab',
     license='Apache-2.0',
+    cmdclass=dict(build_py=BuildWithConfigs),
+    entry_points=dict(console_scripts=['mmdyt = mmdyt.__main__:main']),
     packages=find_packages(include=['mmdyt', 'mmdyt.*']),
     package_data={'mmdyt.engine.visualize': ['*.html', '*.css', '*.js']},
     # mmengine 0.10.7 uses pkgutil.find_loader, which Python 3.14 dropped.

@@ -19,7 +19,7 @@ WITHIN = dict(
     adapting=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.files', 'mmdyt.tuned.fingerprint'),
     models=('mmdyt.core', 'mmdyt.parts', 'mmdyt.hosts', 'mmdyt.registry', 'mmdyt.compat'),
     engine=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.tuned'),
-    preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat', 'mmdyt.tuned'),
+    preflight=('mmdyt.core', 'mmdyt.registry', 'mmdyt.files', 'mmdyt.compat', 'mmdyt.tuned', 'mmdyt.packaged'),
     tuned=('mmdyt.core', 'mmdyt.files'),
     datasets=('mmdyt.registry', 'mmdyt.files'),
     # on top: nothing imports it
@@ -33,8 +33,10 @@ WITHIN = dict(
         'mmdyt.tuned',
     ),  # fmt: skip
     registry=(),
-    compat=('mmdyt.files', 'mmdyt.tuned'),
+    compat=('mmdyt.files', 'mmdyt.tuned', 'mmdyt.packaged'),
     files=(),
+    packaged=(),
+    __main__=('mmdyt.packaged',),
     weights=(),
 )
 # and of OpenMMLab's libraries, by file, mmengine and mmcv apart

@@ -33,8 +33,8 @@ from mmdyt.core.grid import active_share
 from mmdyt.core.observe import record_dispatch
 from mmdyt.core.tuning import count_parameters
 from mmdyt.engine.pictures import framed, heat_map, legend, paint_labels, picture_table, stack, write_picture
+from mmdyt.packaged import find_config
 
-ROOT = Path(__file__).resolve().parents[1]
 PRETRAIN, TUNE = 'configs/demo/pretrain_shapes.py', 'configs/demo/dyt_shapes.py'
 ORDER_BLIND, TEMPORAL = 'configs/demo/clips_order_blind.py', 'configs/demo/clips_temporal.py'
 VALIDATION = 'data/seg/annotations/validation'  # within the demo's folder, as STAMP
@@ -46,7 +46,7 @@ PROGRESS = ('Epoch(', 'Iter(', 'Parameters (M)')
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs/demo', help='folder to start afresh')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'), help='folder to start afresh')
     parser.add_argument('--seed', type=int, default=0, help='of the data and of the training')
     parser.add_argument('--scale', type=float, default=1.0, help='factor on pictures and tuning steps, in (0, 1]')
     return parser.parse_args(argv)
@@ -56,7 +56,7 @@ def check_packages() -> None:
     """Refuse to start without what the last stages need."""
     missing = [name for name, module in dict(mmaction2='mmaction', decord='decord').items() if not find_spec(module)]
     if missing:
-        raise SystemExit(f"error: the demo must find {' and '.join(missing)}: pip install -e '.[video]'.")
+        raise SystemExit(f'error: the demo must find {" and ".join(missing)}: the extra `video` of mmdyt brings them.')
 
 
 def start_afresh(work_dir: Path) -> None:
@@ -70,12 +70,12 @@ def start_afresh(work_dir: Path) -> None:
 
 def run(title: str, command: list[str], log: Path) -> float:
     """Run one of the tools, show its progress, keep all it says in ``log``; return the seconds that it took."""
-    print(f'\n{title}\n$ MMDYT_DEMO={shlex.quote(os.environ["MMDYT_DEMO"])} python {shlex.join(command)}', flush=True)
+    print(f'\n{title}\n$ MMDYT_DEMO={shlex.quote(os.environ["MMDYT_DEMO"])} mmdyt {shlex.join(command)}', flush=True)
     start = time.perf_counter()
     with (
         log.open('w') as file,
         subprocess.Popen(
-            [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, '-m', 'mmdyt', *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
         for line in process.stdout:
@@ -91,18 +91,19 @@ def run_stages(work_dir: Path, seed: int, scale: float) -> dict[str, float]:
     """Draw, pre-train, tune and test; return the seconds of each."""
 
     def train(config: str) -> list[str]:
-        return ['tools/train.py', config, '--cfg-options', f'randomness.seed={seed}']
+        return ['train', config, '--cfg-options', f'randomness.seed={seed}']
 
-    data, tune = ['tools/demo_data.py', str(work_dir / 'data'), '--seed', str(seed)], train(TUNE)
+    data, tune = ['demo_data', str(work_dir / 'data'), '--seed', str(seed)], train(TUNE)
     if scale != 1:
         data += ['--scale', str(scale)]
-        tune.append(f'train_cfg.max_iters={max(1, round(Config.fromfile(TUNE).train_cfg.max_iters * scale))}')
+        steps = Config.fromfile(find_config(TUNE)).train_cfg.max_iters
+        tune.append(f'train_cfg.max_iters={max(1, round(steps * scale))}')
     seconds = dict(
         draw=run('1. Draw the data', data, work_dir / 'draw.log'),
         pretrain=run('2. Pre-train a plain ViT to classify', train(PRETRAIN), work_dir / 'pretrain.log'),
         tune=run('3. Freeze it, and tune it dynamically to segment', tune, work_dir / 'tune.log'),
     )
-    test = ['tools/test.py', TUNE, checkpoint(work_dir)]
+    test = ['test', TUNE, checkpoint(work_dir)]
     seconds['test'] = run('4. Test', test, work_dir / 'test.log')
     title = '5. Tune the frozen ViT on video, blind to the order of frames'
     seconds['order-blind'] = run(title, train(ORDER_BLIND), work_dir / 'order_blind.log')
@@ -144,13 +145,14 @@ Parameters (M)       {count['tuned']:.3f} tuned (adapters {count['adapter']:.3f}
 def report_video(work_dir: Path) -> str:
     """What was reached with and without temporal positions: from the metrics of the last validation."""
     temporal, blind = (clip_metrics(work_dir / name) for name in ('clips_temporal', 'clips_order_blind'))
-    chance = 100 / len(Config.fromfile(TEMPORAL).classes)
+    cfg = Config.fromfile(find_config(TEMPORAL))
+    chance = 100 / len(cfg.classes)
     saved = 1 - temporal['gmacs'] / temporal['gmacs_dense']
     return f"""
 Clips, direction     {100 * temporal['acc/top1']:.1f} %; without temporal positions {
         100 * blind['acc/top1']:.1f} %; chance {chance:.0f} %, blind to order at most 50 %
 Rate on clips        {temporal['activation_rate']:.3f}; without {blind['activation_rate']:.3f}; target {
-        Config.fromfile(TEMPORAL).model.target_rate:.3f}
+        cfg.model.target_rate:.3f}
 GMACs per clip       {temporal['gmacs']:.4f}; dense {temporal['gmacs_dense']:.4f}: {saved:.0%} saved"""
 
 
@@ -189,19 +191,17 @@ def draw_picture(work_dir: Path, model, count: int = 6) -> Path:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the demo in the repository's root, as its commands are printed."""
+    """Run the demo as its commands are printed: in the working directory."""
     args = parse_args(argv)
     check_packages()
-    work_dir = args.work_dir.resolve()
+    work_dir = args.work_dir
     start_afresh(work_dir)
-    os.chdir(ROOT)
-    work_dir = work_dir.relative_to(ROOT) if work_dir.is_relative_to(ROOT) else work_dir
     os.environ['MMDYT_DEMO'] = str(work_dir)
     os.environ.setdefault('OMP_NUM_THREADS', '1')  # tensors as small as these gain little from more threads
     MMLogger.get_current_instance().setLevel('WARNING')  # this process reports, the stages log
     warnings.simplefilter('ignore')
     seconds = run_stages(work_dir, args.seed, args.scale)
-    model = init_model(TUNE, checkpoint(work_dir), device='cpu')
+    model = init_model(str(find_config(TUNE)), checkpoint(work_dir), device='cpu')
     print(report_segmentation(work_dir, model), report_video(work_dir), report_time(seconds), sep='')
     print(f'Picture              {draw_picture(work_dir, model)}')
 

@@ -15,7 +15,7 @@ from inspect import signature
 from pathlib import Path
 from pickle import UnpicklingError
 
-from . import loading, locks, saving, tuned_files
+from . import configs, loading, locks, saving, tuned_files
 
 
 def install() -> None:
@@ -31,6 +31,7 @@ def install() -> None:
     _repair_on_import()
     loading.install()
     if find_spec('mmengine') is not None:
+        configs.install()
         saving.install()
         locks.install()
         tuned_files.install()
@@ -217,6 +218,7 @@ def _repair_on_import() -> None:
 
     repair_modules(
         {
+            'mmengine.hub.hub': configs.repair_hub,
             'mmengine.optim.scheduler.param_scheduler': schedulers.repair_one_cycle,
             'mmcv.image.photometric': colors.repair_mmcv_hue,
             'mmaction.apis.inferencers.actionrecog_inferencer': inferencers.repair_action_recognition,

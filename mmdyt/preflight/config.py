@@ -2,13 +2,16 @@
 
 import copy
 import os
+import sys
 from argparse import ArgumentParser, Namespace
+from functools import cache
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 
 from mmdyt.files import check_out_file
+from mmdyt.packaged import PREFIX, find_config, known_configs
 
 from .keys import check_options
 from .methods import known_methods, use_method
@@ -46,10 +49,7 @@ def load_config(args: Namespace) -> Config:
             of the user's own is wrong.
     """
     check_launcher(args.launcher)
-    path = Path(args.config)
-    if not path.is_file():
-        known = [str(p) for p in Path('configs').rglob('*.py')]
-        raise FileNotFoundError(f'config must name an existing file, got {args.config}.{near(args.config, known)}')
+    path = _existing(args.config)
     launched = os.environ.get(LOCAL_RANKS.get(args.launcher, ''), args.local_rank)  # mmengine sets it too late
     os.environ.setdefault('LOCAL_RANK', str(launched))
     with part(f'config {path}', 'be read'):
@@ -71,6 +71,24 @@ def load_config(args: Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / name)
     return cfg
+
+
+def _existing(name: str) -> Path:
+    """The file of a config, which may be one that came with the package."""
+    path = find_config(name)
+    if not path.is_file():
+        hint = near(name.replace(PREFIX, 'configs/'), known_configs())
+        raise FileNotFoundError(f'config must name an existing file, got {name}.{hint}')
+    if path != Path(name) and not name.startswith(PREFIX):
+        _tell_packaged(name, path)
+    return path
+
+
+@cache
+def _tell_packaged(name: str, path: Path) -> None:
+    """Say once which file is read."""
+    if os.environ.get('LOCAL_RANK', '0') == '0':
+        print(f'{name} is not in the working directory, that of mmdyt is read: {path}', file=sys.stderr, flush=True)
 
 
 def add_method_arguments(parser: ArgumentParser) -> None:

@@ -21,9 +21,13 @@ from .datasets import fetches_itself, nested
 PACKAGE = Path(mmdyt.__file__).parent
 # what no training runs: a change there changes no result
 NOT_RUN = (
+    '.mim',  # configs and tools of an installed wheel: what a run reads of a config is in its own hash
     'apis',
     'preflight',
     'files.py',
+    'packaged.py',
+    '__main__.py',
+    'compat/configs.py',
     'compat/inferencers.py',
     'compat/saving.py',
     'engine/benchmark',

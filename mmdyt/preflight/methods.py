@@ -9,10 +9,11 @@ from mmengine.registry import MODELS, init_default_scope
 
 import mmdyt.registry  # noqa: F401  makes the parts known
 from mmdyt.core.part import FILLED_IN
+from mmdyt.packaged import CONFIGS
 
 from .names import near
 
-FOLDERS = (Path('configs/_base_/methods'), Path(__file__).parents[2] / 'configs' / '_base_' / 'methods')
+FOLDERS = (Path('configs/_base_/methods'), CONFIGS / '_base_' / 'methods')
 BACKBONE = 'mmdyt.DyTVisionTransformer'
 PARTS = ('adapter', 'dispatcher', 'substitute')
 WEIGHTS = ('rate_weight', 'complete_weight', 'distill_weight')

@@ -18,9 +18,12 @@ class BuildWithConfigs(build_py):
 
     def run(self) -> None:
         target = Path(self.build_lib, 'mmdyt')
+        if self.editable_mode or target.resolve() == (HERE / 'mmdyt').resolve():
+            super().run()
+            return
         shutil.rmtree(target, ignore_errors=True)  # build/ outlives files that there are no more
         super().run()
-        for folder in () if self.editable_mode else ('configs', 'tools'):
+        for folder in ('configs', 'tools'):
             for path in (HERE / folder).rglob('*'):
                 if path.suffix in ('.py', '.sh'):
                     self.mkpath(str((target / '.mim' / path.relative_to(HERE)).parent))
@@ -35,6 +38,7 @@ pyav = ['av>=14']  # reads video, too, and has wheels for macOS and ARM as well
 convert = ['safetensors']
 # Where tests get weights from. In an environment of its own: mmaction2 1.2 does not import beside transformers 5.
 weights = [*convert, 'timm', 'transformers>=5', 'open_clip_torch']
+docs = ['sphinx', 'myst-parser', 'furo']  # the pages in docs/ as a site; releases that go together want Python 3.11
 export = ['onnx', 'onnxscript', 'onnxruntime']  # ONNX files: written, run and quantised
 
 setup(
@@ -61,6 +65,7 @@ setup(
         'pyav': pyav,
         'convert': convert,
         'export': export,
+        'docs': [f'{name}; python_version >= "3.11"' for name in docs],
         'weights': weights,
         # Whoever has the compiled mmcv keeps it: no other extra asks for mmcv.
         'lite': ['mmcv-lite>=2.0,<2.2'],

@@ -145,7 +145,7 @@ class TokenCompensator(Rewrite):
         return self._factor() * self.up[:, groups] @ self.down[groups]
 
     def macs_per_token(self) -> int:
-        """Multiply-adds per token until it is merged: h |b - a| (in + out)."""
+        """Multiply-adds per token until it is merged: ``h |b - a| (in + out)``."""
         return self.rank * abs(self.run_at - self.tuned_at) * (self.in_features + self.out_features)
 
     def extra_repr(self) -> str:

@@ -49,7 +49,7 @@ setup(
     cmdclass=dict(build_py=BuildWithConfigs),
     entry_points=dict(console_scripts=['mmdyt = mmdyt.__main__:main']),
     packages=find_packages(include=['mmdyt', 'mmdyt.*']),
-    package_data={'mmdyt.engine.visualize': ['*.html', '*.css', '*.js']},
+    package_data={f'mmdyt.engine.{name}': ['*.html', '*.css', '*.js'] for name in ('report', 'visualize')},
     # mmengine 0.10.7 uses pkgutil.find_loader, which Python 3.14 dropped.
     python_requires='>=3.10,<3.14',
     install_requires=[

@@ -13,6 +13,7 @@ from mmdyt.engine.visualize.overlays import answers, painted, palette
 from mmdyt.engine.visualize.sample import SampleDispatch
 from mmdyt.files import write_text
 
+HERE = Path(__file__).parent
 SIDE = 640  # pixels, the longer side of a picture at most
 JPEG = ('jpeg', [cv2.IMWRITE_JPEG_QUALITY, 85])
 PNG = ('png', [])  # of labels, whose colours must stay
@@ -31,7 +32,7 @@ def write_page(samples: Iterable[SampleDispatch], file: str | Path, title: str) 
     """
     viridis = heat_map(np.arange(256)[None] / 255)[..., ::-1]
     data = dict(title=title, colours=_base64(viridis), images=[packed(sample) for sample in samples])
-    write_text(file, _page(data))
+    write_text(file, fill(HERE / 'page.html', [HERE / 'page.css'], [HERE / 'decide.js', HERE / 'page.js'], data))
 
 
 def packed(sample: SampleDispatch) -> dict:
@@ -48,8 +49,8 @@ def packed(sample: SampleDispatch) -> dict:
         masks=_base64(quantise(sample.masks, 0, 1, np.uint8)),
         logits=None if sample.logits is None else _logits(sample.logits),
         costs=[[[json_number(x), json_number(y)] for x, y in cost.points] for cost in sample.costs],
-        frames=[_uri(picture, cv2.INTER_AREA, *JPEG) for picture in sample.pictures],
-        labels={name: _uri(labels, cv2.INTER_NEAREST, *PNG) for name, labels in painted(sample).items()},
+        frames=[picture_uri(picture, cv2.INTER_AREA, *JPEG) for picture in sample.pictures],
+        labels={name: picture_uri(labels, cv2.INTER_NEAREST, *PNG) for name, labels in painted(sample).items()},
         classes=_classes(sample),
         answers=answers(sample),
     )
@@ -85,9 +86,9 @@ def _classes(sample: SampleDispatch) -> list[tuple[str, str]]:
     ]
 
 
-def _uri(picture: np.ndarray, interpolation: int, kind: str, options: Sequence[int]) -> str:
-    """A picture, scaled down to :data:`SIDE`, as an address that holds all of it."""
-    scale = min(SIDE / max(picture.shape[:2]), 1)
+def picture_uri(picture: np.ndarray, interpolation: int, kind: str, options: Sequence[int], side: int = SIDE) -> str:
+    """A picture (H, W, 3), scaled down to a longer side, as an address that holds all of it."""
+    scale = min(side / max(picture.shape[:2]), 1)
     width, height = (max(round(length * scale), 1) for length in picture.shape[1::-1])
     small = cv2.resize(picture, (width, height), interpolation=interpolation)
     encoded = cv2.imencode(f'.{kind}', small, options)[1]
@@ -103,12 +104,11 @@ def json_number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _page(data: dict) -> str:
-    """Put data, style and scripts into the page."""
-    page, style, decide, script = (
-        Path(__file__).with_name(name).read_text('utf-8') for name in ('page.html', 'page.css', 'decide.js', 'page.js')
-    )
+def fill(page: Path, styles: Sequence[Path], scripts: Sequence[Path], data: dict) -> str:
+    """A page with its styles, scripts and data in it, at the places that it has for them."""
+    style, script = (''.join(file.read_text('utf-8') for file in files) for files in (styles, scripts))
     text = json.dumps(data, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')  # ends no script
-    for place, part in (('/*STYLE*/', style), ('/*SCRIPT*/', decide + script), ('/*DATA*/', text)):
-        page = page.replace(place, part)
-    return page
+    filled = page.read_text('utf-8')
+    for place, part in (('/*STYLE*/', style), ('/*SCRIPT*/', script), ('/*DATA*/', text)):
+        filled = filled.replace(place, part)
+    return filled

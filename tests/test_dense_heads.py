@@ -97,7 +97,10 @@ def test_it_trains_and_is_tested_with_windows_and_views(config, tmp_path, leaf, 
 
 
 @pytest.mark.parametrize('leaf', [name for name in HEADS if not name.startswith('upernet')], indirect=True)
-@pytest.mark.parametrize('method', ['adapter', 'lora', 'evidence'])
+@pytest.mark.parametrize(
+    'method',
+    [pytest.param('adapter', marks=pytest.mark.slow), pytest.param('lora', marks=pytest.mark.slow), 'evidence'],
+)
 def test_methods_train_with_it(config, tmp_path, method, run_tool):
     options = ['--method', method, '--cfg-options', 'train_cfg.val_interval=6', 'default_hooks.checkpoint.interval=6']
     run_tool('train', config, '--work-dir', tmp_path / 'run', *options)

@@ -114,7 +114,9 @@ def test_camvid_trains_a_few_steps_on_real_weights(vit_tiny):
     assert torch.equal(model.backbone.layers[3].attn.qkv.weight, weights['blocks.3.attn.qkv.weight'])
 
 
-@pytest.mark.parametrize('head', ['linear', 'segmenter', 'upernet256'])
+@pytest.mark.parametrize(
+    'head', ['segmenter', *(pytest.param(h, marks=pytest.mark.slow) for h in ('linear', 'upernet256'))]
+)
 def test_camvid_trains_and_is_tested_with_every_head(vit_tiny, tmp_path, run_tool, head):
     config = tmp_path / 'config.py'
     config.write_text(

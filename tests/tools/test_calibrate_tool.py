@@ -139,6 +139,7 @@ def test_tests_of_the_new_checkpoint_follow_its_thresholds(calibrate, run_tool, 
     assert full['mIoU'] != low['mIoU']
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_thresholds_tests_resumes_and_calibrates_alike(
     calibrate, run_tool, tiny_config, trained, tmp_path
 ):
@@ -152,6 +153,7 @@ def test_a_checkpoint_from_before_thresholds_tests_resumes_and_calibrates_alike(
     assert thresholds(calibrate(checkpoint=old)[0]) == thresholds(calibrate(out='other.pth')[0])
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_new_checkpoint(calibrate, run_tool, tiny_config, tmp_path):
     out, _ = calibrate()
     more = '--cfg-options', 'train_cfg.max_iters=7'
@@ -256,6 +258,7 @@ def test_every_image_can_be_given_the_rate(calibrate, run_tool, tiny_config, tra
     assert json.loads(file.read_text())['activation_rate'] == 0.25
 
 
+@pytest.mark.slow
 def test_dispatchers_can_be_fitted_to_a_checkpoint_that_has_none(calibrate, run_tool, tiny_config, trained, tmp_path):
     """A plain adapter becomes dynamic without training, with the same gates whatever dispatchers there were before."""
     content = torch.load(trained / 'iter_6.pth')

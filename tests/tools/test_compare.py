@@ -120,6 +120,7 @@ def test_known_results_are_not_trained_again_and_stay_in_the_table(compare, proc
     assert list(found) == ['lora', 'dyt', 'linear'] and [found[m][1] for m in found] == ['2', '2', '1']
 
 
+@pytest.mark.slow
 def test_results_of_other_settings_are_not_in_the_table_and_not_lost(compare, process, tmp_path, capsys):
     compare('linear', 'lora')
     compare('lora', '--cfg-options', 'optim_wrapper.optimizer.lr=0.5')
@@ -129,6 +130,7 @@ def test_results_of_other_settings_are_not_in_the_table_and_not_lost(compare, pr
     assert list(table(tmp_path / 'out')) == ['lora', 'linear'] and len(process.ran) == 3
 
 
+@pytest.mark.slow
 def test_another_source_is_another_result_unless_any_will_do(compare, process, tmp_path, monkeypatch, capsys):
     from mmdyt.preflight import fingerprint
 

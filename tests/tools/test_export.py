@@ -175,6 +175,7 @@ def test_thresholds_are_refused_with_the_remedy(refused):
     assert 'dispatchers must have a capacity' in message and '--per-image' in message and '--target-rate' in message
 
 
+@pytest.mark.slow
 def test_thresholds_can_be_calibrated_first(run_tool, saved, tmp_path):
     config, checkpoint, _ = saved('cls', None)
     given = ('--target-rate', 0.5, '--rule', 'uniform', '--images', 2, '--rounds', 0)

@@ -133,7 +133,10 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path, tiny_config, 
     assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.parametrize('task', ['upernet_vitti_camvid', 'vitti_cifar100_1k', 'vitti_gmdcsa24'])
+SLOW_VIDEO = pytest.param('vitti_gmdcsa24', marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize('task', ['upernet_vitti_camvid', 'vitti_cifar100_1k', SLOW_VIDEO])
 def test_a_new_method_is_one_file_and_one_base(tmp_path, task):
     """A part and its base, no other line: counted in all three tasks."""
     (tmp_path / 'wobble.py').write_text(MADE_UP)
@@ -150,6 +153,7 @@ def test_a_new_method_is_one_file_and_one_base(tmp_path, task):
     assert json.loads((tmp_path / 'counts.json').read_text())['params']['wobble'] == 12 * 192
 
 
+@pytest.mark.slow
 def test_a_new_method_trains_and_is_tested(tmp_path, tiny_config):
     (tmp_path / 'wobble.py').write_text(MADE_UP)
     methods = tmp_path / 'configs/_base_/methods'

@@ -48,6 +48,7 @@ def test_training_that_diverges_ends_with_one_line_and_leaves_no_checkpoint(run_
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.slow
 def test_weights_that_overflow_give_no_metrics_without_a_word(run_tool, tiny_config, trained, tmp_path, capfd):
     """They are finite themselves: nothing is wrong before the test."""
     content = torch.load(trained / 'iter_6.pth')

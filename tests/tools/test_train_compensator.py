@@ -76,6 +76,7 @@ def test_mixed_precision_trains_it_too(tmp_path, config, run_tool):
     assert all(tensor.isfinite().all() and tensor.dtype == torch.float32 for tensor in tensors.values())
 
 
+@pytest.mark.slow
 def test_a_tuned_model_is_tested_at_another_degree_with_the_bridge(tmp_path, trained, tiny_cls_config, run_tool):
     """Tuned without merging; tested with it, without and with the bridge, which no checkpoint of a task holds."""
     short = ['--cfg-options', 'train_cfg.max_epochs=1']

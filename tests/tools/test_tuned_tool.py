@@ -75,6 +75,7 @@ def test_training_resumes_from_a_file_with_the_optimizer(runs, run_tool, tmp_pat
     assert equal(read(last)['state_dict'], read(tuned / 'epoch_2.safetensors')['state_dict'])
 
 
+@pytest.mark.slow
 def test_training_does_not_resume_without_it_but_starts_from_it(runs, run_tool, tmp_path, capfd):
     config, whole, _ = runs
     out = tmp_path / 'x.safetensors'

@@ -60,9 +60,18 @@ def test_the_complete_model_is_tested_by_name(tmp_path, config, work_dir, run_to
     [
         ['model.backbone.dispatcher=None'],
         ['model.backbone.dispatcher=None', 'model.backbone.adapter=None'],
-        ['model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.temporal_positions=8'],
-        ['model.neck.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.fold_projections=True'],
-        ['model.backbone.out_type=featmap', 'model.neck=None', 'model.cls_head.type=I3DHead'],
+        pytest.param(
+            ['model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.temporal_positions=8'],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ['model.neck.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.fold_projections=True'],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ['model.backbone.out_type=featmap', 'model.neck=None', 'model.cls_head.type=I3DHead'],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=['adapter', 'linear', 'moe_temporal', 'moe_neck_folded', 'stock_head'],
 )
@@ -75,6 +84,7 @@ def test_baselines_and_variants_train_and_test(tmp_path, config, run_tool, optio
     assert evaluation['gmacs_view'] > 0
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_unbroken_one(tmp_path, config, run_tool):
     short = [
         'train_cfg.max_epochs=2',

@@ -80,6 +80,7 @@ def groups() -> dict:
     return Config.fromfile(ROOT / 'configs/_base_/datasets/vtab1k.py').vtab_groups
 
 
+@pytest.mark.slow
 def test_results_are_those_of_the_last_epoch(ran):
     report = json.loads((ran.work_dir / 'vtab.json').read_text())
     assert list(report['tasks']) == ['cifar', 'kitti']
@@ -92,6 +93,7 @@ def test_results_are_those_of_the_last_epoch(ran):
         assert result['gmacs'] == tests[1]['gmacs'] > 0
 
 
+@pytest.mark.slow
 def test_report_says_what_the_results_depend_on(ran, world):
     report = json.loads((ran.work_dir / 'vtab.json').read_text())
     assert report['config'] == str(world.config)
@@ -100,6 +102,7 @@ def test_report_says_what_the_results_depend_on(ran, world):
     assert report['versions'].keys() == {'mmdyt', 'mmpretrain', 'mmengine', 'torch'}
 
 
+@pytest.mark.slow
 def test_settings_reach_the_training(ran, world):
     for task, classes in dict(cifar=100, kitti=4).items():
         (file,) = (ran.work_dir / task).glob('*/vis_data/config.py')
@@ -110,12 +113,14 @@ def test_settings_reach_the_training(ran, world):
         assert (cfg.randomness.seed, cfg.model.data_preprocessor.normalization) == (3, 'imagenet')
 
 
+@pytest.mark.slow
 def test_a_failing_task_is_reported_and_the_rest_run(ran):
     assert ran.code == 1
     assert re.search(r'^dtd: failed, error: val_dataloader.dataset.ann_file must name an existing file', ran.err, re.M)
     assert json.loads((ran.work_dir / 'vtab.json').read_text())['failed'] == ['dtd']
 
 
+@pytest.mark.slow
 def test_table(ran):
     assert re.search(r'^task +accuracy % +rate +GMACs$', ran.out, re.M)
     for task in ('cifar', 'kitti'):
@@ -124,10 +129,12 @@ def test_table(ran):
     assert 'No mean of natural: caltech101, dtd, ' in ran.out
 
 
+@pytest.mark.slow
 def test_known_results_are_not_computed_again(again):
     assert [Path(command[4]).name for command in again()] == ['dtd']  # the one that failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', ['', '{"digest"', '[]', '{"digest": "a", "result": {"accuracy": 1.0}}'])
 def test_broken_results_are_computed_again(again, tmp_path, capsys, text):
     (tmp_path / 'work_dir' / 'kitti' / 'result.json').write_text(text)
@@ -135,6 +142,7 @@ def test_broken_results_are_computed_again(again, tmp_path, capsys, text):
     assert re.search(r'^kitti: trains again, .*result\.json is ', capsys.readouterr().out, re.M)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverged_has_no_accuracy(again, tmp_path, capsys):
     file = tmp_path / 'work_dir' / 'kitti' / 'result.json'
     file.write_text(json.dumps(json.loads(file.read_text()) | dict(state='diverged')))
@@ -146,6 +154,7 @@ def test_a_run_that_diverged_has_no_accuracy(again, tmp_path, capsys):
     assert report['diverged'] == report['failed'] == ['kitti'] and not report['tasks']
 
 
+@pytest.mark.slow
 def test_known_results_fill_the_table(again, ran, capsys):
     again('--tasks', 'kitti', 'cifar')
     rows = [line for line in ran.out.splitlines() if re.match(r'(cifar|kitti) ', line)]
@@ -153,6 +162,7 @@ def test_known_results_fill_the_table(again, ran, capsys):
     assert [line for line in capsys.readouterr().out.splitlines() if re.match(r'(cifar|kitti) ', line)] == rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('option', 'passed'),
     [

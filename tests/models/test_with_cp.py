@@ -164,3 +164,16 @@ def test_a_switch_is_a_switch(value):
 
 def test_the_backbone_hands_it_to_its_layers():
     assert DECIDING and all(layer.with_cp for layer in build('dyt', with_cp=True).layers)
+
+
+def test_layers_stay_out_of_a_compiled_model():
+    model = learn(build('dyt', with_cp=True)).train()
+
+    def loss(run):
+        return run(images())[-1].square().mean()
+
+    plain = gradients(model, loss)
+    torch.manual_seed(3)
+    model.zero_grad()
+    loss(torch.compile(model, backend='eager')).backward()
+    torch.testing.assert_close({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, plain)

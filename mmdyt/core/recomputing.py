@@ -46,7 +46,7 @@ def recomputed(run: Run, x: Tensor, state: TokenState) -> Tensor:
 
 def _copied(state: TokenState) -> TokenState:
     """What a block may change without changing the original; what lies in it is replaced, never changed."""
-    return state.with_(carried=dict(state.carried), decided=dict(state.decided))
+    return state.replaced(carried=dict(state.carried), decided=dict(state.decided))
 
 
 @contextmanager

@@ -80,13 +80,13 @@ class TokenState:
                 raise TypeError(f'{name} must be one of {list(TokenState.__annotations__)}.')
             setattr(self, name, value)
 
-    def with_(self, **changes) -> 'TokenState':
+    def replaced(self, **changes) -> 'TokenState':
         """The same but for some attributes."""
         return TokenState(**({name: getattr(self, name) for name in TokenState.__annotations__} | changes))
 
     def all_read(self) -> 'TokenState':
         """The same, for a branch whose every result is wanted."""
-        return self.with_(read=None)
+        return self.replaced(read=None)
 
     def insert(self, x: Tensor, prompts: Tensor) -> Tensor:
         """Put prompts (m, C), or those of each image (B, m, C), into the place of the present ones.

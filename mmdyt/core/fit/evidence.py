@@ -162,7 +162,7 @@ def _differentiable_masks(model: nn.Module) -> Iterator[dict[str, Decided]]:
     def rule(name: str, dispatcher: Dispatcher, x: Tensor, state: TokenState) -> Dispatch:
         dispatch = dispatcher(x, state)
         dispatch = dispatch.with_mask(dispatch.mask.detach().requires_grad_())
-        seen[name] = Decided(x.detach().float(), dispatch, state.with_())
+        seen[name] = Decided(x.detach().float(), dispatch, state.replaced())
         return dispatch
 
     with decisions(model, {name: partial(rule, name) for name in dynamic_branches(model)}):

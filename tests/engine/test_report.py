@@ -77,6 +77,7 @@ def test_what_is_no_run_is_refused(tmp_path, make, message):
         ('{"a": 1}\n\n{"a": 2}', 2, 0),
         ('{"a": 1}\n{"a"', 1, 1),
         ('[1]\nnull\n3\n', 0, 3),
+        ('[' * 10**5, 0, 1),
         ('{"a": NaN}', 1, 0),
     ],
 )
@@ -88,8 +89,10 @@ def test_lines_that_are_none_are_counted(tmp_path, text, rows, broken):
 
 def test_numbers_that_are_none_are_left_out():
     curves = {}
-    join(curves, [dict(lr=float('nan'), loss=True, name='x', step=1), dict(lr=0.5, step=2)])
-    assert curves == {'loss': [(1, 1.0)], 'lr': [(2, 0.5)]}
+    join(curves, [dict(lr=float('nan'), loss=10**400, name='x', step=1), dict(lr=0.5, step=2)])
+    assert curves == {'lr': [(2, 0.5)]}
+    join(curves, [dict(lr=float('inf'), step=3), dict(lr=1, step=float('nan')), dict(lr=2, step='x', iter=4)])
+    assert curves == {'lr': [(0, 1.0), (4, 2.0)]}
 
 
 def test_a_config_that_is_code_is_not_run(tmp_path):

@@ -1,7 +1,7 @@
 """What runs left in their work dirs: scalars, costs of images, pictures, configs."""
 
 import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def read_lines(file: Path) -> tuple[list[dict], int]:
     for line in file.read_text('utf-8', 'replace').splitlines() if file.is_file() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
@@ -129,16 +129,17 @@ def join(curves: dict[str, Points], rows: Sequence[Mapping]) -> None:
 
 
 def _step(row: Mapping) -> float:
-    return next((row[name] for name in STEPS if isinstance(row.get(name), int | float)), 0)
+    return next((row[name] for name in STEPS if _is_number(row.get(name))), 0)
 
 
 def _numbers(row: Mapping) -> dict[str, float]:
     """What of a line is a finite number, but for its place."""
-    return {
-        key: float(value)
-        for key, value in row.items()
-        if key not in STEPS and isinstance(value, int | float) and math.isfinite(value)
-    }
+    return {key: float(value) for key, value in row.items() if key not in STEPS and _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether JSON's number is one that is finite; whole ones may be too large to be."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _trains(row: Mapping) -> bool:

@@ -155,6 +155,13 @@ def test_a_browser_shows_it(page, width):
 
 
 @in_a_browser
+def test_curves_beyond_all_bounds_are_drawn(tmp_path):
+    rows = [dict(loss=sign * 1e308, step=step) for step, sign in enumerate((1, -1, 1))]
+    write_report(read(write_run(tmp_path / 'one', rows=rows)), tmp_path / 'report.html')
+    assert browse(tmp_path / 'report.html', f'{SEE} return see();')['charts'] == ['loss']
+
+
+@in_a_browser
 def test_runs_are_hidden_sorted_and_smoothed(page):
     script = """
       const seen = [];

@@ -32,8 +32,8 @@ const figure = (title, note, svg) =>
   element('figure', '', {}, [element('figcaption', title, {}, note ? [element('small', note)] : []), svg]);
 
 const scale = (low, high, from, to) => {
-  const width = high > low ? high - low : 1;
-  return value => from + (value - low) / width * (to - from);
+  const half = high / 2 - low / 2 || 0.5;  // the whole width may be beyond the largest number
+  return value => from + (value / 2 - low / 2) / half * (to - from);
 };
 const range = values => values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 

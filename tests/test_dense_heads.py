@@ -73,6 +73,10 @@ def metrics(work_dir: Path) -> dict:
     return json.loads(file.read_text())
 
 
+LONG = [name if name.startswith('linear') else pytest.param(name, marks=pytest.mark.slow) for name in HEADS]
+
+
+@pytest.mark.parametrize('leaf', LONG, indirect=True)
 def test_it_trains_and_is_tested_with_windows_and_views(config, tmp_path, leaf, pretrained, run_tool):
     run_tool('train', config, '--work-dir', tmp_path / 'run', '--cfg-options', *SHORT)
     (log,) = (tmp_path / 'run').glob('*/vis_data/scalars.json')

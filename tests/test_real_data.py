@@ -66,7 +66,9 @@ def test_ade20k_pairs_pass_the_training_pipeline(ade20k):
         assert ((values < 150) | (values == 255)).all()
 
 
-@pytest.mark.parametrize('ade20k', ['upernet', 'linear', 'segmenter'], indirect=True)
+@pytest.mark.parametrize(
+    'ade20k', [pytest.param('upernet', marks=pytest.mark.slow), 'linear', 'segmenter'], indirect=True
+)
 def test_ade20k_pair_is_predicted_by_the_papers_model_and_with_light_heads(ade20k):
     """ViT-B/16, sliding windows of 512; random weights: the shapes and the plumbing are tested."""
     from mmseg.registry import MODELS
@@ -85,6 +87,7 @@ def test_ade20k_pair_is_predicted_by_the_papers_model_and_with_light_heads(ade20
     assert len(labels_of(result).unique()) > 3
 
 
+@pytest.mark.slow
 def test_camvid_trains_a_few_steps_on_real_weights(vit_tiny):
     import mmdyt.models.segmentor  # noqa: F401
 

@@ -194,7 +194,7 @@ def test_models_without_thresholds_and_checkpoints_of_other_models_are_refused(r
     assert 'model must have a dispatcher with a threshold, a TokenDispatcher, got none' in message
 
 
-@pytest.mark.parametrize('rule', ['rate_matched', 'global'])
+@pytest.mark.parametrize('rule', ['rate_matched', pytest.param('global', marks=pytest.mark.slow)])
 def test_a_cost_can_be_asked_for(calibrate, run_tool, tiny_config, trained, tmp_path, rule):
     """The cost of the test is that of the calibration images, which are as large as those of the test."""
     full = metrics(run_tool, tiny_config, calibrate('--target-rate', '1')[0], tmp_path / 'full')['gmacs']

@@ -184,6 +184,7 @@ def test_what_diverged_is_marked_and_not_averaged(compare, process, tmp_path, ca
     assert compare('lora', 'dyt', 'linear') == 0 and len(process.ran) == 3  # a result, too
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_broken_off_goes_on(compare, process, tmp_path, capsys):
     process.stop_at = ('lora', 1)
     assert compare('linear', 'lora', '--seeds', 0, 1) == 130

@@ -114,7 +114,11 @@ def test_an_onnx_file_computes_what_the_model_does(exported, task):
 
 @pytest.mark.parametrize(
     ('task', 'method', 'name'),
-    [('cls', 'sparse_tuning', 'out.pt2'), ('seg', 'sparse_tuning', 'out.onnx'), ('seg', 'tome', 'out.pt2')],
+    [
+        ('cls', 'sparse_tuning', 'out.pt2'),
+        ('seg', 'sparse_tuning', 'out.onnx'),
+        pytest.param('seg', 'tome', 'out.pt2', marks=pytest.mark.slow),
+    ],
 )
 def test_a_model_of_fewer_tokens_is_exported_with_its_features_restored(
     run_tool, tiny_cls_config, tiny_config, tmp_path, capfd, task, method, name

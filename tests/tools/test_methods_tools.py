@@ -55,6 +55,7 @@ def rows(work_dir):
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_resumed_method_repeats_the_unbroken_run(tmp_path, tiny_config, run_tool):
     options = ['--method', EVERYTHING, '--cfg-options', *SHORT]
     run_tool('train', tiny_config, '--work-dir', tmp_path / 'whole', *options)

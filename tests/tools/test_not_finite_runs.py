@@ -96,6 +96,7 @@ def test_a_calibration_that_fails_ends_the_run_with_an_error_after_all_is_saved(
     assert 'mIoU' in log.read_text()
 
 
+@pytest.mark.slow
 def test_a_fit_that_fails_keeps_what_was_trained(run_tool, tiny_config, tmp_path, monkeypatch):
     def fail(*args):
         raise ValueError('losses must give finite evidence')

@@ -115,6 +115,7 @@ def test_test_repeats_the_last_validation(trained, tested):
     )
 
 
+@pytest.mark.slow
 def test_predictions_are_dumped_and_the_metrics_stay(run_tool, tiny_config, trained, tested, tmp_path):
     file = tmp_path / 'predictions.pkl'
     run_tool('test', tiny_config, trained / 'iter_6.pth', '--work-dir', tmp_path, '--dump', file)
@@ -175,6 +176,7 @@ def test_two_processes_train_one_model_on_different_images(tiny_config, trained,
     assert {name: trained_sums[name] for name in first['sums']} == first['sums']
 
 
+@pytest.mark.slow
 def test_two_processes_report_the_metrics_of_one(tiny_config, trained, tested, tmp_path):
     (tmp_path / 'tiny.py').write_text(f"_base_ = ['{tiny_config}']\n")
     run_distributed('test', tmp_path / 'tiny.py', trained / 'iter_6.pth', 2, '--work-dir', tmp_path / 'work_dir')

@@ -70,6 +70,7 @@ def test_a_resumed_run_writes_the_same_bridge(tmp_path, trained, config, run_too
     assert not torch.equal(whole['layers.0.attn.v.up'], first['backbone.layers.0.dynamic.attn.compensator.v.up'])
 
 
+@pytest.mark.slow
 def test_mixed_precision_trains_it_too(tmp_path, config, run_tool):
     run_tool('train_compensator', config, '--out', tmp_path / 'bridge.pth', '--work-dir', tmp_path, '--amp')
     tensors = state(tmp_path / 'bridge.pth')

@@ -87,6 +87,7 @@ def test_training_does_not_resume_without_it_but_starts_from_it(runs, run_tool, 
     assert equal(read(tmp_path / 'b' / 'epoch_1.safetensors')['state_dict'], read(out)['state_dict'])
 
 
+@pytest.mark.slow
 def test_resume_without_a_name_finds_the_latest_whole_file(runs, run_tool, tmp_path):
     config, _, tuned = runs
     for path in [*tuned.glob('epoch*'), tuned / 'last_checkpoint']:

@@ -59,7 +59,7 @@ def test_the_complete_model_is_tested_by_name(tmp_path, config, work_dir, run_to
     'options',
     [
         ['model.backbone.dispatcher=None'],
-        ['model.backbone.dispatcher=None', 'model.backbone.adapter=None'],
+        pytest.param(['model.backbone.dispatcher=None', 'model.backbone.adapter=None'], marks=pytest.mark.slow),
         pytest.param(
             ['model.backbone.adapter.type=mmdyt.MoEAdapter', 'model.neck.aggregator.temporal_positions=8'],
             marks=pytest.mark.slow,

@@ -105,7 +105,10 @@ def test_folders_without_pictures_are_refused(tmp_path):
         find_files([tmp_path], video=True)
 
 
-@pytest.mark.parametrize('name', ['tiny_config', 'tiny_cls_config', 'tiny_video_config'])
+@pytest.mark.parametrize(
+    'name',
+    ['tiny_config', *(pytest.param(f'tiny_{task}_config', marks=pytest.mark.slow) for task in ('cls', 'video'))],
+)
 def test_the_hook_draws_after_a_test(request, tmp_path, name):
     cfg = Config.fromfile(request.getfixturevalue(name))
     cfg.work_dir = str(tmp_path)

@@ -4,6 +4,7 @@ import ast
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,9 @@ except KeyboardInterrupt:
 def test_ctrl_c_reaches_the_tool(tools):
     (tools / 'wait.py').write_text(WAITING)
     script = f'import mmdyt.__main__ as m; m.run(m.Path({str(tools / "wait.py")!r}), [])'
-    with subprocess.Popen(
-        [sys.executable, '-c', script], env=dict(PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, text=True
-    ) as process:
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # else ignored in the background
+    options = dict(env=dict(PYTHONPATH=str(ROOT)), stdout=subprocess.PIPE, text=True, preexec_fn=heeds)
+    with subprocess.Popen([sys.executable, '-c', script], **options) as process:
         assert process.stdout.readline() == 'ready\n'
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 7
